@@ -1,0 +1,56 @@
+"""Settings: from the environment (``GUARDRAIL_*``) or from code, checked where they enter.
+
+==========================  =====================================================================================
+``GUARDRAIL_MODEL``         ``auto`` (default), ``embedded``, ``llama-guard-2``, ``llama-guard-3``, or a plug-in's name
+``GUARDRAIL_MODEL_PATH``    Hub id or folder of the guard model's weights
+``GUARDRAIL_MODEL_REVISION``  Revision (commit) of the weights on the hub
+``GUARDRAIL_DEVICE_MAP``    Where the weights go, in accelerate's words; default ``auto``
+``GUARDRAIL_DTYPE``         Number type of the weights; default ``auto``
+``GUARDRAIL_POLICY``        ``default``, ``strict``, ``monitor``, or a YAML file
+``GUARDRAIL_CODE_SHIELD``   Whether code blocks are examined; default ``true``
+``GUARDRAIL_SEMGREP``       The semgrep executable, where it is not beside Python or on ``PATH``
+``GUARDRAIL_THREADS``       Threads of the embedded model; default: one a core
+==========================  =====================================================================================
+"""
+
+from __future__ import annotations
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from guardrail.errors import ConfigurationError
+
+__all__ = ["Settings", "load_settings"]
+
+
+class Settings(BaseSettings):
+    """How to assemble a guard; the module's table says what each setting means."""
+
+    model_config = SettingsConfigDict(env_prefix="GUARDRAIL_", extra="forbid", frozen=True, protected_namespaces=())
+
+    model: str = "auto"
+    model_path: str | None = None
+    model_revision: str | None = None
+    device_map: str = "auto"
+    dtype: str = "auto"
+    policy: str = "default"
+    code_shield: bool = True
+    semgrep: str | None = None
+    threads: int | None = Field(default=None, ge=1, le=1024)
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Reads settings from the environment; what is given here counts more, None counts as not given.
+
+    Raises:
+        ConfigurationError: If a setting is unknown or cannot have its value.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    try:
+        return Settings(**given)  # type: ignore[arg-type]  # pydantic checks the values
+    except ValidationError as exc:
+        problems = "; ".join(
+            f"{'GUARDRAIL_' + str(error['loc'][0]).upper()}: {error['msg']}, got {error['input']!r}"
+            for error in exc.errors()
+        )
+        raise ConfigurationError(f"settings that cannot work: {problems}") from exc

@@ -1,0 +1,80 @@
+"""The seams: what a part must offer to be put in another's place.
+
+Every method is a coroutine that may be awaited from any event loop, and does not block it. Parts raise
+:class:`~guardrail.errors.GuardrailError` when they fail; the pipeline alone turns that into ``UNVERIFIED``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from guardrail.verdict import Assessment, CodeBlock, Conversation, Decision, Finding, GuardPrompt, Source, Verdict
+
+__all__ = ["CodeScanner", "Generator", "GuardModel", "HazardClassifier", "Observer"]
+
+
+class HazardClassifier(Protocol):
+    """Judges the last message of conversations; verdict i belongs to conversation i."""
+
+    @property
+    def source(self) -> Source:
+        """What answers: model id, revision, template hash."""
+        ...
+
+    async def classify(self, conversations: Sequence[Conversation]) -> list[Verdict]:
+        """Judges each conversation's last message.
+
+        Raises:
+            ClassificationError: If any of them could not be judged.
+        """
+        ...
+
+
+class GuardModel(Protocol):
+    """Assesses rendered guard prompts; result i belongs to prompt i."""
+
+    async def assess(self, prompts: Sequence[GuardPrompt]) -> list[Assessment]:
+        """Assesses each prompt.
+
+        Raises:
+            ClassificationError: If any of them could not be assessed.
+        """
+        ...
+
+
+class CodeScanner(Protocol):
+    """Examines code blocks; the findings at i belong to block i, in order of their place in it."""
+
+    async def scan(self, blocks: Sequence[CodeBlock]) -> list[list[Finding]]:
+        """Examines each block.
+
+        Raises:
+            ScanError: If any of them was not scanned to its end.
+        """
+        ...
+
+
+class Generator(Protocol):
+    """Produces the assistant's answer to a conversation."""
+
+    async def generate(self, conversation: Conversation, *, attempt: int, feedback: str | None) -> str:
+        """Answers the conversation's last message.
+
+        Args:
+            conversation: Ends with the user's message.
+            attempt: From 1.
+            feedback: What was wrong with the attempt before, by categories and CWEs; None at the first.
+
+        Raises:
+            GenerationError: If there is no answer.
+        """
+        ...
+
+
+class Observer(Protocol):
+    """Is told what was decided; implemented by telemetry."""
+
+    def decided(self, decision: Decision) -> None:
+        """Takes note of a decision; must be quick and must not raise."""
+        ...
