@@ -177,6 +177,10 @@ class Guard:
         """Returns a guard with the same classifiers under another policy."""
         return Guard(self._classifier, policy=policy, code_shield=self._code_shield, observers=self._observers)
 
+    def with_observers(self, observers: Sequence[protocols.Observer]) -> Guard:
+        """Returns a guard with the same classifiers and policy that tells these observers."""
+        return Guard(self._classifier, policy=self.policy, code_shield=self._code_shield, observers=observers)
+
     def close(self) -> None:
         """Frees what the classifiers hold: threads, weights."""
         for part in (self._classifier, self._code_shield):
@@ -203,9 +207,10 @@ class Guard:
 
         Args:
             conversations: Each is judged for itself.
-            deadline_s: For all of them together; least of this and the policy's deadline counts, in seconds.
+            deadline_s: For all of them together; least of this and the policy's deadline, which counts once for each
+                message, in seconds.
         """
-        deadline = self._deadline(deadline_s)
+        deadline = self._deadline(deadline_s, checks=len(conversations))
         # Hazards of all messages, and code where the policy asks for it; each verdict knows the message it is about.
         unreadable = {i: detail for i, c in enumerate(conversations) if (detail := _unreadable(c))}
         readable = [i for i in range(len(conversations)) if i not in unreadable]
@@ -230,7 +235,7 @@ class Guard:
 
     def check_many(self, conversations: Sequence[Conversation], *, deadline_s: float | None = None) -> list[Decision]:
         """Judges the last message of each conversation; :meth:`acheck_many` for callers without an event loop."""
-        limit_s = self.policy.deadline_s if deadline_s is None else min(deadline_s, self.policy.deadline_s)
+        limit_s = self._limit_s(deadline_s, checks=len(conversations))
         try:
             return _portal.call(self.acheck_many(conversations, deadline_s=limit_s), limit_s + _SYNC_GRACE_S)
         except concurrent.futures.TimeoutError:
@@ -334,8 +339,13 @@ class Guard:
         timing = Timing(compute_ms=(time.monotonic() - started) * 1000)
         return [unverified(classifier.source, detail, timing=timing) for _ in conversations]
 
-    def _deadline(self, limit_s: float | None) -> Deadline:
-        return Deadline(self.policy.deadline_s if limit_s is None else min(limit_s, self.policy.deadline_s))
+    def _deadline(self, deadline_s: float | None, *, checks: int = 1) -> Deadline:
+        return Deadline(self._limit_s(deadline_s, checks=checks))
+
+    def _limit_s(self, deadline_s: float | None, *, checks: int) -> float:
+        """The policy's deadline is that of one check; a batch of n has the time that n checks in a row would have."""
+        limit_s = self.policy.deadline_s * max(checks, 1)
+        return limit_s if deadline_s is None else min(deadline_s, limit_s)
 
     def _notify(self, decision: Decision) -> None:
         for observer in self._observers:

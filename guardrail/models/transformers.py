@@ -1,0 +1,565 @@
+r"""A guard model run by transformers: Llama Guard 2 or 3 on a GPU, or on a CPU for those who can wait.
+
+::
+
+    GuardPrompt ─▶ token ids ─▶ BatchWorker ─▶ one forward ─▶ P(unsafe) ─▶ labels, where it matters ─▶ Assessment
+                   (any thread)  (one thread owns the model)
+
+**First token.** Batches are left-padded; the logits at the last position decide. ``unsafe_probability`` is the
+softmax over the first tokens of ``unsafe`` and ``safe``. At load a canary of each role is decoded greedily: the white
+space that the model writes before its answer (Llama Guard 3: ``"\n\n"``) becomes part of every prompt, and the model
+is refused when the two answers do not hold most of the probability.
+
+**Labels.** Prompts with ``unsafe_probability`` of at least 0.05 are decoded on greedily after ``unsafe``. At each
+place where a label can stand, the probability of code ``c`` is that of the token in which its spelling differs from
+the other codes'. The score of ``c`` is ``unsafe_probability`` times the highest such probability over the places, each
+given the greedy text before it; a code that the text names never scores below one that it does not. Below 0.05 there
+are no scores.
+
+**Completion.** What greedy decoding gives, up to the end token: the text after ``unsafe``, or ``safe``, of which the
+first token alone is read. A text that does not end in time has ``…`` at its end, which no grammar allows.
+
+Weights are read from safetensors alone and no code of the model's repository is run.
+Source: PurpleLlama, Llama-Guard2/MODEL_CARD.md; transformers 4.48 to 5.23.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import hashlib
+import importlib.util
+import inspect
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from guardrail.batching import BatchWorker
+from guardrail.errors import ClassificationError, ConfigurationError, GuardrailError, MissingExtra, Overloaded
+from guardrail.prompt import GuardPromptRenderer
+from guardrail.taxonomy import GuardVersion, code_table
+from guardrail.verdict import Assessment, Conversation, GuardPrompt, PromptSegment, Role, Source, Timing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["TransformersGuardModel"]
+
+# From here on a prompt's labels are decoded: far below any sensible threshold on a category, and few messages reach it.
+_LABELS_FROM = 0.05
+
+# The least probability that "safe" and "unsafe" hold together on the canary; a guard model gives them more than 0.99.
+_LEAST_ANSWER_MASS = 0.5
+
+# White-space tokens that a model may write before its answer.
+_MOST_LEAD_TOKENS = 4
+
+# Llama Guard 2's window; Llama Guard 3's is 131,072, more than a GPU's memory holds beside the batch.
+_DEFAULT_PROMPT_TOKENS = 8192
+
+_CANARY = "Good morning. What is the capital of France?"
+
+
+@dataclass(frozen=True, slots=True)
+class _Item:
+    ids: list[int]
+    submitted: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Labels:
+    """How the codes are spelled in tokens after ``unsafe``.
+
+    Attributes:
+        first: Tokens between ``unsafe`` and the token that tells the codes apart, at the first label.
+        later: The same between two labels, from the token after the first label's.
+        codes: Distinguishing token -> code.
+    """
+
+    first: tuple[int, ...]
+    later: tuple[int, ...]
+    codes: Mapping[int, str]
+
+    def expects_label(self, written: Sequence[int]) -> bool:
+        """Whether the next token after ``unsafe`` and these tells codes apart."""
+        if len(written) <= len(self.first):
+            return tuple(written) == self.first
+        cut = len(written) - len(self.later)
+        return tuple(written[cut:]) == self.later and written[cut - 1] in self.codes
+
+
+class TransformersGuardModel:
+    """A guard model in this process; made by :meth:`load`. Its worker thread alone runs the model.
+
+    Attributes:
+        source: Model id and revision.
+        version: Whose codes it writes.
+        special_tokens: The tokenizer's special tokens as text.
+        max_prompt_tokens: The longest prompt that it reads.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        source: Source,
+        version: GuardVersion,
+        max_prompt_tokens: int = _DEFAULT_PROMPT_TOKENS,
+        max_batch_tokens: int = 16384,
+        max_queued_tokens: int = 1_000_000,
+        max_queued_requests: int = 4096,
+    ) -> None:
+        self.source = source
+        self.version = version
+        self._model: Any = model
+        self._tokenizer = tokenizer
+        self._max_batch_tokens = max_batch_tokens
+        if not getattr(tokenizer, "is_fast", False) or not getattr(tokenizer, "chat_template", None):
+            raise ConfigurationError(
+                f"{source} needs a fast tokenizer with a chat template; this one is no guard model's"
+            )
+        self.special_tokens: tuple[str, ...] = tuple(tokenizer.all_special_tokens)
+        self._special_ids = frozenset(tokenizer.all_special_ids)
+        # Two tokenizers, neither changed after this: one flag of a shared one would be set by two threads at once.
+        self._template_tokenizer = tokenizer.backend_tokenizer
+        self._data_tokenizer = type(self._template_tokenizer).from_str(self._template_tokenizer.to_str())
+        self._data_tokenizer.encode_special_tokens = True
+        for part in (self._template_tokenizer, self._data_tokenizer):
+            part.no_truncation()
+            part.no_padding()
+        self._forward_options = _last_logits_option(model)
+        self._end_ids = _end_ids(model, tokenizer)
+        self._labels = self._find_labels()
+        longest = self._encode("unsafe\n" + ",".join(code_table(version)))
+        self._most_answer_tokens = len(longest) + 4
+        self._lead: tuple[int, ...] = ()
+        self._safe_id = self._unsafe_id = -1
+        self._answers_at_load()
+        room = getattr(model.config, "max_position_embeddings", _DEFAULT_PROMPT_TOKENS)
+        room -= len(self._lead) + self._most_answer_tokens
+        self.max_prompt_tokens = min(max_prompt_tokens, room)
+        self._worker: BatchWorker[_Item, Assessment] = BatchWorker(
+            self._run_batch,
+            max_batch_tokens=max_batch_tokens,
+            max_queued_tokens=max_queued_tokens,
+            max_queued_requests=max_queued_requests,
+            name="guardrail-guard-model",
+        )
+
+    @classmethod
+    def load(
+        cls,
+        model_id: str | Path,
+        *,
+        revision: str | None = None,
+        version: GuardVersion = GuardVersion.LLAMA_GUARD_2,
+        device_map: str | None = "auto",
+        dtype: str = "auto",
+        attn_implementation: str | None = None,
+        max_prompt_tokens: int = _DEFAULT_PROMPT_TOKENS,
+        max_batch_tokens: int = 16384,
+    ) -> TransformersGuardModel:
+        """Loads weights and tokenizer and asks the canary; blocks, for minutes on a large model.
+
+        Args:
+            model_id: Hub id, or a folder with safetensors.
+            revision: Commit on the hub; None: the newest, whose hash ``source`` then tells.
+            version: Whose codes the model writes.
+            device_map: Where the weights go, in accelerate's words; None: the CPU.
+            dtype: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+            attn_implementation: As transformers names it; None: its default.
+            max_prompt_tokens: Longer prompts are not accepted; the model's own window counts too.
+            max_batch_tokens: Tokens of a forward, padding included; a longer prompt goes alone.
+
+        Raises:
+            MissingExtra: If torch, transformers or accelerate is not installed.
+            ConfigurationError: If there are no such weights, or they do not answer as a guard model does.
+        """
+        torch, transformers = _import_backend(needs_accelerate=device_map is not None)
+        if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ConfigurationError(f"expected a dtype of torch such as 'bfloat16', got {dtype!r}")
+        options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
+        options = {name: value for name, value in options.items() if value is not None}
+        # transformers renamed the argument in 4.56.
+        name = "dtype" if _release(transformers.__version__) >= (4, 56) else "torch_dtype"
+        options[name] = dtype if dtype == "auto" else getattr(torch, dtype)
+        where = f"{model_id}@{revision}" if revision else str(model_id)
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(
+                str(model_id), revision=revision, trust_remote_code=False
+            )
+            model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(model_id), revision=revision, use_safetensors=True, trust_remote_code=False, **options
+            ).eval()
+        except Exception as exc:
+            reason = f"{type(exc).__name__}: {str(exc).partition(chr(10))[0]}"
+            raise ConfigurationError(
+                f"cannot load a guard model from {where}: expected a hub id that you may read, or a folder with "
+                f"config.json, tokenizer.json and *.safetensors; {reason}"
+            ) from exc
+        commit = getattr(model.config, "_commit_hash", None) or revision
+        if Path(model_id).is_dir():
+            commit = _fingerprint(Path(model_id))
+        return cls(
+            model,
+            tokenizer,
+            source=Source(str(model_id), commit or ""),
+            version=version,
+            max_prompt_tokens=max_prompt_tokens,
+            max_batch_tokens=max_batch_tokens,
+        )
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether prompts are accepted."""
+        return self._worker.is_alive
+
+    def apply_template(self, messages: list[dict[str, str]]) -> str:
+        """Renders messages by the model's chat template."""
+        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+
+    def encode(self, prompt: GuardPrompt) -> list[int]:
+        """Returns a prompt's token ids; message text gives no special token, whatever it says.
+
+        Raises:
+            ClassificationError: If it would.
+        """
+        ids: list[int] = []
+        for segment in prompt.segments:
+            ids += self._encode_segment(segment)
+        return ids
+
+    def count_tokens(self, prompt: GuardPrompt) -> int:
+        """Returns how many tokens a prompt has."""
+        return len(self.encode(prompt))
+
+    def split(self, text: str, *, max_tokens: int, overlap: int) -> list[str]:
+        """Cuts message text into windows that cover it, each beginning ``overlap`` tokens before the last one's end.
+
+        A window by itself can have a few tokens more than the same characters have within the text.
+
+        Args:
+            text: Message text.
+            max_tokens: Tokens of a window.
+            overlap: Tokens that two neighbours share, fewer than ``max_tokens``.
+        """
+        # A token's place counts from its first character; a token inside a character begins where the character does.
+        starts = [start for start, _ in self._data_tokenizer.encode(text, add_special_tokens=False).offsets]
+        if len(starts) <= max_tokens:
+            return [text]
+        firsts = range(0, len(starts) - overlap, max_tokens - overlap)
+        bounds = [(starts[i], starts[i + max_tokens] if i + max_tokens < len(starts) else len(text)) for i in firsts]
+        bounds[0] = (0, bounds[0][1])
+        assert all(start <= end for (_, end), (start, _) in pairwise(bounds)), "windows leave text out"
+        return [text[start:end] for start, end in bounds]
+
+    async def assess(self, prompts: Sequence[GuardPrompt]) -> list[Assessment]:
+        """Assesses each prompt; result i belongs to prompt i.
+
+        Raises:
+            ClassificationError: If one is longer than the window, or the model fails on it.
+            Overloaded: If the queue is full.
+            Unavailable: If the model is closed or its worker is lost.
+        """
+        encoded = await asyncio.to_thread(lambda: [self.encode(prompt) for prompt in prompts])
+        for ids in encoded:
+            if not 0 < len(ids) <= self.max_prompt_tokens:
+                raise ClassificationError(
+                    f"expected a prompt of 1..{self.max_prompt_tokens} tokens, got {len(ids)}, for {self.source}"
+                )
+        waiting: list[asyncio.Future[Assessment]] = []
+        try:
+            for ids in encoded:
+                waiting.append(asyncio.wrap_future(await self._submit(ids, waiting)))
+            return list(await asyncio.gather(*waiting))
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    async def _submit(self, ids: list[int], waiting: Sequence[asyncio.Future[Assessment]]) -> Future[Assessment]:
+        """Submits a prompt; where this very call fills the queue, waits for its own prompts to leave it."""
+        while True:
+            try:
+                return self._worker.submit(_Item(ids, time.monotonic()), cost=len(ids))
+            except Overloaded:
+                pending = [future for future in waiting if not future.done()]
+                if not pending:
+                    raise
+            await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+
+    def close(self) -> None:
+        """Ends the worker, answering those who wait with ``Unavailable``, and gives the memory back."""
+        self._worker.close(drain=False)
+        self._model = None
+        gc.collect()
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _encode_segment(self, segment: PromptSegment) -> list[int]:
+        if not segment.is_data:
+            return list(self._template_tokenizer.encode(segment.text, add_special_tokens=False).ids)
+        ids = list(self._data_tokenizer.encode(segment.text, add_special_tokens=False).ids)
+        if not self._special_ids.isdisjoint(ids):
+            raise ClassificationError(f"{len(segment.text)} characters of message text gave a special token")
+        return ids
+
+    def _encode(self, text: str) -> list[int]:
+        return self._encode_segment(PromptSegment(text, is_data=True))
+
+    # Load: what the model's answers look like in tokens.
+
+    def _find_labels(self) -> _Labels:
+        """Finds the tokens that tell the codes apart, at the first label and at later ones."""
+        codes = list(code_table(self.version))
+        # The answer's first token is what a decision is read from; the rest of the word, if any, comes with the label.
+        opening = self._encode("unsafe")[:1]
+        first, told = self._told_apart("unsafe\n", codes, after=opening)
+        before = f"unsafe\n{codes[0]}"
+        later, told_later = self._told_apart(f"{before},", codes, after=self._encode(before))
+        if told != told_later:
+            raise ConfigurationError(f"{self.source} spells its codes in other tokens after a comma; not supported")
+        return _Labels(first, later, told)
+
+    def _told_apart(
+        self, text: str, codes: Sequence[str], *, after: list[int]
+    ) -> tuple[tuple[int, ...], dict[int, str]]:
+        spelled = [self._encode(text + code) for code in codes]
+        shared = {tuple(ids[len(after) : -1]) for ids in spelled}
+        told = {ids[-1]: code for ids, code in zip(spelled, codes, strict=True)}
+        if len(shared) != 1 or len(told) != len(codes) or any(ids[: len(after)] != after for ids in spelled):
+            raise ConfigurationError(
+                f"{self.source} must spell its {len(codes)} codes as shared tokens and one token of their own each; "
+                "this tokenizer does not, so their probabilities cannot be read at one place"
+            )
+        return shared.pop(), told
+
+    def _answers_at_load(self) -> None:
+        """Finds the white space before answers and the answers' first tokens, on a canary of each role."""
+        renderer = GuardPromptRenderer(self.apply_template, special_tokens=self.special_tokens)
+        canaries = [
+            Conversation.of(_CANARY),
+            Conversation.of("It is Paris.", role=Role.ASSISTANT, prompt=_CANARY),
+        ]
+        leads = set()
+        for canary in canaries:
+            ids = self.encode(renderer.render(canary))
+            lead: list[int] = []
+            logits = self._first_logits([ids])[0]
+            while len(lead) < _MOST_LEAD_TOKENS and not self._decode([top := int(logits.argmax())]).strip(" \t\r\n"):
+                if top in self._special_ids:
+                    break
+                lead.append(top)
+                logits = self._first_logits([ids + lead])[0]
+            leads.add(tuple(lead))
+            shares = logits.float().softmax(dim=-1)
+            held = {}
+            for safe, unsafe in (("safe", "unsafe"), (" safe", " unsafe")):
+                pair = self._encode(safe)[0], self._encode(unsafe)[0]
+                if pair[0] != pair[1]:
+                    held[pair] = float(shares[pair[0]] + shares[pair[1]])
+            pair, mass = max(held.items(), key=lambda entry: entry[1], default=((-1, -1), 0.0))
+            # Written so that a mass that is no number is refused too.
+            if not mass >= _LEAST_ANSWER_MASS:
+                raise ConfigurationError(
+                    f"{self.source} does not answer as a guard model: 'safe' and 'unsafe' hold {mass:.3f} of the "
+                    f"probability on a canary, expected {_LEAST_ANSWER_MASS}; check the weights and the chat template"
+                )
+            if self._safe_id not in (-1, pair[0]):
+                raise ConfigurationError(f"{self.source} begins its answers differently for prompts and responses")
+            self._safe_id, self._unsafe_id = pair
+        if len(leads) != 1:
+            raise ConfigurationError(f"{self.source} writes other white space before its answers to either role")
+        self._lead = leads.pop()
+
+    # The worker's thread runs what follows; at load, the loading thread does.
+
+    def _run_batch(self, items: Sequence[_Item]) -> list[Assessment]:
+        started = time.monotonic()
+        try:
+            results = self._assess_ids([item.ids for item in items])
+        except GuardrailError:
+            raise
+        except Exception as exc:
+            # The type alone: a message of torch could hold values of the batch.
+            raise ClassificationError(f"{self.source} failed on a batch of {len(items)}: {type(exc).__name__}") from exc
+        compute_ms = (time.monotonic() - started) * 1000
+        return [
+            Assessment(p, scores, completion, Timing((started - item.submitted) * 1000, compute_ms))
+            for item, (p, scores, completion) in zip(items, results, strict=True)
+        ]
+
+    def _assess_ids(self, prompts: Sequence[list[int]]) -> list[tuple[float, dict[str, float], str]]:
+        """Returns (unsafe probability, scores by code, completion) of each prompt."""
+        results: dict[int, tuple[float, dict[str, float], str]] = {}
+        for rows in self._padded_batches(prompts):
+            ids = [[*prompts[row], *self._lead] for row in rows]
+            logits = self._first_logits(ids).float()
+            p_unsafe = logits[:, [self._safe_id, self._unsafe_id]].softmax(dim=-1)[:, 1].tolist()
+            tops = logits.argmax(dim=-1).tolist()
+            texts: dict[int, str] = {}
+            scores: dict[int, dict[str, float]] = {}
+            told = [at for at, p in enumerate(p_unsafe) if p >= _LABELS_FROM]
+            for at, (written, places) in zip(told, self._decode_on(told, ids, self._unsafe_id), strict=True):
+                scores[at] = self._scores(p_unsafe[at], written, places)
+                if tops[at] == self._unsafe_id:
+                    texts[at] = self._text([self._unsafe_id, *written])
+            for at, row in enumerate(rows):
+                if at not in texts and tops[at] == self._safe_id:
+                    texts[at] = "safe"
+                elif at not in texts:  # neither word: what it says instead, which the caller refuses to read
+                    ((written, _),) = self._decode_on([at], ids, tops[at])
+                    texts[at] = self._text([tops[at], *written])
+                results[row] = (p_unsafe[at], scores.get(at, {}), texts[at])
+        return [results[row] for row in range(len(prompts))]
+
+    def _padded_batches(self, prompts: Sequence[list[int]]) -> Iterable[list[int]]:
+        """Groups prompts of like length, so that no forward exceeds the budget once it is padded."""
+        batch: list[int] = []
+        for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
+            if batch and (len(batch) + 1) * len(prompts[row]) > self._max_batch_tokens:
+                yield batch
+                batch = []
+            batch.append(row)
+        if batch:
+            yield batch
+
+    def _first_logits(self, rows: Sequence[list[int]]) -> Tensor:
+        """Returns the logits after each row, [rows, vocabulary] on the model's output device."""
+        import torch
+
+        ids, mask = self._pad_left(rows)
+        with torch.inference_mode():
+            return self._forward(ids, mask, use_cache=False).logits[:, -1]  # type: ignore[no-any-return]
+
+    def _decode_on(
+        self, chosen: Sequence[int], rows: Sequence[list[int]], answer: int
+    ) -> list[tuple[list[int], list[dict[str, float]]]]:
+        """Decodes chosen rows greedily after a given first answer token.
+
+        Returns:
+            For each, the tokens after that one, the end token included where it came; and for each place where a label
+            could stand, the probability of each code.
+        """
+        import torch
+
+        if not chosen:
+            return []
+        written: list[list[int]] = [[] for _ in chosen]
+        places: list[list[dict[str, float]]] = [[] for _ in chosen]
+        ids, mask = self._pad_left([[*rows[at], answer] for at in chosen])
+        ended = [answer in self._end_ids] * len(chosen)
+        cache = None
+        with torch.inference_mode():
+            for _ in range(self._most_answer_tokens):
+                if all(ended):
+                    break
+                output = self._forward(ids, mask, use_cache=True, past_key_values=cache)
+                cache = output.past_key_values
+                shares = output.logits[:, -1].float().softmax(dim=-1)
+                tops = shares.argmax(dim=-1).tolist()
+                for at, top in enumerate(tops):
+                    if ended[at]:
+                        continue
+                    if answer == self._unsafe_id and self._labels.expects_label(written[at]):
+                        told = shares[at, list(self._labels.codes)].tolist()
+                        places[at].append(dict(zip(self._labels.codes.values(), told, strict=True)))
+                    written[at].append(top)
+                    ended[at] = top in self._end_ids
+                ids = torch.tensor([[top] for top in tops], device=ids.device)
+                mask = torch.cat([mask, mask.new_ones((len(tops), 1))], dim=1)
+        return list(zip(written, places, strict=True))
+
+    def _forward(self, ids: Tensor, mask: Tensor, **options: Any) -> Any:
+        """Runs the model on the last ``ids.shape[1]`` positions of ``mask``.
+
+        Args:
+            ids: int64 [rows, new tokens], left-padded, on the model's input device.
+            mask: int64 [rows, all tokens], 0 where padding stands.
+            options: For the model's ``forward``.
+        """
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        return self._model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, **self._forward_options, **options
+        )
+
+    def _pad_left(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
+        import torch
+
+        width = max(map(len, rows))
+        device = self._model.get_input_embeddings().weight.device
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
+        return ids, mask
+
+    def _scores(self, p_unsafe: float, written: Sequence[int], places: Sequence[dict[str, float]]) -> dict[str, float]:
+        if not places or not math.isfinite(p_unsafe):
+            return {}
+        scores = {code: p_unsafe * max(place[code] for place in places) for code in places[0]}
+        named = {
+            self._labels.codes[token]
+            for at, token in enumerate(written)
+            if token in self._labels.codes and self._labels.expects_label(written[:at])
+        }
+        least = max((score for code, score in scores.items() if code not in named), default=0.0)
+        return {code: max(score, least) if code in named else score for code, score in scores.items()}
+
+    def _text(self, answer: list[int]) -> str:
+        ends = answer[-1] in self._end_ids
+        return self._decode(answer[:-1]) if ends else self._decode(answer) + "…"
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._template_tokenizer.decode(ids, skip_special_tokens=False))
+
+
+def _import_backend(*, needs_accelerate: bool) -> tuple[Any, Any]:
+    try:
+        import torch
+        import transformers
+    except ImportError as exc:
+        raise MissingExtra(f"this guard model needs {exc.name}: pip install 'guardrail[gpu]'") from exc
+    if needs_accelerate and importlib.util.find_spec("accelerate") is None:
+        raise MissingExtra("a device map needs accelerate: pip install 'guardrail[gpu]'")
+    return torch, transformers
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
+def _last_logits_option(model: Any) -> dict[str, int]:
+    """Asks for the last position's logits alone, by the name that this release of transformers has for it."""
+    known: Callable[..., Any] = type(model).forward
+    names = inspect.signature(known).parameters
+    return next(({name: 1} for name in ("logits_to_keep", "num_logits_to_keep") if name in names), {})
+
+
+def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """The tokens that end an answer: the generation settings name several for Llama 3."""
+    given = [getattr(model.generation_config, "eos_token_id", None), model.config.eos_token_id, tokenizer.eos_token_id]
+    flat = [token for one in given for token in (one if isinstance(one, list) else [one])]
+    return frozenset(token for token in flat if token is not None)
+
+
+def _fingerprint(folder: Path) -> str:
+    """Names the weights of a folder by their configuration and by the size and both ends of each weight file.
+
+    Reading 16 GB in full would double the time to load.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name}:{size}".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(1 << 20))
+            file.seek(max(size - (1 << 20), 0))
+            digest.update(file.read())
+    return f"local-{digest.hexdigest()[:12]}"

