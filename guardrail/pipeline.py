@@ -173,6 +173,12 @@ class Guard:
         """Whether code blocks are examined."""
         return self._code_shield is not None
 
+    def for_code(self) -> Guard | None:
+        """Returns a guard whose only judge is the code shield; None where code is not examined."""
+        if self._code_shield is None:
+            return None
+        return Guard(self._code_shield, policy=self.policy, observers=self._observers)
+
     def with_policy(self, policy: Policy) -> Guard:
         """Returns a guard with the same classifiers under another policy."""
         return Guard(self._classifier, policy=policy, code_shield=self._code_shield, observers=self._observers)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from guardrail.errors import ScanError
 from guardrail.verdict import Assessment, CodeBlock, Conversation, Decision, Finding, GuardPrompt, Source, Verdict
 
 __all__ = ["CodeScanner", "Generator", "GuardModel", "HazardClassifier", "Observer"]
@@ -44,13 +45,17 @@ class GuardModel(Protocol):
 
 
 class CodeScanner(Protocol):
-    """Examines code blocks; the findings at i belong to block i, in order of their place in it."""
+    """Examines code blocks; the result at i belongs to block i, findings in order of their place in it."""
 
-    async def scan(self, blocks: Sequence[CodeBlock]) -> list[list[Finding]]:
+    async def scan(self, blocks: Sequence[CodeBlock]) -> Sequence[list[Finding] | ScanError]:
         """Examines each block.
 
+        Returns:
+            For each block its findings, or the error that says why it was not scanned to its end: one broken block
+            does not take the findings of the others with it.
+
         Raises:
-            ScanError: If any of them was not scanned to its end.
+            ScanError: If the scanner failed as a whole.
         """
         ...
 

@@ -124,8 +124,10 @@ class TransformersGuardModel:
             raise ConfigurationError(
                 f"{source} needs a fast tokenizer with a chat template; this one is no guard model's"
             )
-        self.special_tokens: tuple[str, ...] = tuple(tokenizer.all_special_tokens)
-        self._special_ids = frozenset(tokenizer.all_special_ids)
+        # Llama 3 names but a few of its control tokens in all_special_tokens; the table of added tokens has them all.
+        special = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+        self.special_tokens: tuple[str, ...] = tuple(dict.fromkeys([*tokenizer.all_special_tokens, *special.values()]))
+        self._special_ids = frozenset([*tokenizer.all_special_ids, *special])
         # Two tokenizers, neither changed after this: one flag of a shared one would be set by two threads at once.
         self._template_tokenizer = tokenizer.backend_tokenizer
         self._data_tokenizer = type(self._template_tokenizer).from_str(self._template_tokenizer.to_str())
@@ -495,6 +497,8 @@ class TransformersGuardModel:
 
         width = max(map(len, rows))
         device = self._model.get_input_embeddings().weight.device
+        if device.type == "meta":  # weights that accelerate keeps elsewhere; its hooks move the inputs
+            device = torch.device("cpu")
         ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
         mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
         return ids, mask

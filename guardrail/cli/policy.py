@@ -1,0 +1,72 @@
+"""``guardrail policy validate | show``."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from guardrail.cli.console import out_console
+from guardrail.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from guardrail.policy import Policy, Rule
+
+__all__ = ["app"]
+
+app = typer.Typer(help="Check and show policies.", no_args_is_help=True)
+
+
+@app.command("validate")
+def validate(path: Annotated[str, typer.Argument(metavar="FILE", help="A policy file.")]) -> None:
+    """Check a policy file; exits with 2 and the line of each mistake if it is not a policy."""
+    from guardrail.policy import load_policy
+
+    policy = load_policy(path)
+    out_console().print(f"{path}: valid, policy {policy.name} ({policy.hash})", markup=False, soft_wrap=True)
+
+
+@app.command("show")
+def show(
+    name: Annotated[
+        str | None, typer.Argument(metavar="NAME|FILE", help="strict, default, monitor, or a file.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of policy files instead.")] = False,
+) -> None:
+    """Print a policy with every default filled in, as YAML that reads back as the same policy."""
+    from guardrail.policy import load_policy, policy_schema
+
+    if schema:
+        typer.echo(json.dumps(policy_schema(), indent=2))
+        return
+    if name is None:
+        raise InvalidInput("name a policy to show: strict, default, monitor, or a file; or give --schema")
+    typer.echo(_as_yaml(load_policy(name)), nl=False)
+
+
+def _as_yaml(policy: Policy) -> str:
+    import yaml
+
+    values: dict[str, Any] = {
+        "version": 1,
+        "name": policy.name,
+        "rails": {
+            rail.value: {
+                "unsafe": _rule(rules.unsafe),
+                "categories": {category.value: _rule(rule) for category, rule in rules.categories.items()},
+                "findings": {severity.value: action.value for severity, action in rules.findings.items()},
+            }
+            for rail, rules in policy.rails.items()
+        },
+        "on_unverified": policy.on_unverified.value,
+        "max_attempts": policy.max_attempts,
+        "deadline_s": policy.deadline_s,
+        "block_message": policy.block_message,
+    }
+    body = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    return f"# hash: {policy.hash}\n# A category that is not listed takes the rule `unsafe`.\n{body}"
+
+
+def _rule(rule: Rule) -> dict[str, Any]:
+    return {"action": rule.action.value, "threshold": rule.threshold}

@@ -1,0 +1,440 @@
+"""Clients of the sidecar, for threads and for asyncio; they need grpc and protobuf alone.
+
+::
+
+    with GuardClient("127.0.0.1:50051") as guard:
+        if not guard.check("some text").action.releases: ...
+
+Each call is a :class:`_Call`: which method, what is sent, how the answer is read. Both clients make the same calls and
+differ in how they wait. A status becomes the error that the server raised; a decision to block is not an error. An
+answer that cannot be read is a decision to block.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Generic, TypeVar
+
+from guardrail import wire
+from guardrail.errors import DeadlineExceeded, GuardrailError, InternalError, InvalidInput, MissingExtra, Unavailable
+from guardrail.verdict import Conversation, Decision, Exchange, Message, Role
+from guardrail.wire import ServerInfo
+
+try:
+    import grpc
+
+    from guardrail._pb import guard_pb2 as pb
+    from guardrail._pb import guard_pb2_grpc
+except ImportError as exc:
+    raise MissingExtra("the client needs grpcio and protobuf: pip install 'guardrail[client]'") from exc
+
+__all__ = ["AsyncGuardClient", "GuardClient", "ServerInfo"]
+
+T = TypeVar("T")
+
+DEFAULT_TARGET = "127.0.0.1:50051"
+
+# Above the default policy's 30 s, so that the server's own answer, which says more, comes first.
+_TIMEOUT_S = 60.0
+
+# Decisions of a trusted server, with the text of rejected attempts where asked for: no limit of grpc's 4 MiB.
+_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+
+
+@dataclass(frozen=True, slots=True)
+class _Call(Generic[T]):
+    """One call of a method with one answer."""
+
+    method: str
+    request: Any
+    read: Callable[[Any], T]
+
+
+def _conversation(text: str | None, role: Role, prompt: str | None, messages: Sequence[Message] | None) -> Conversation:
+    if (text is None) == (messages is None):
+        raise InvalidInput("give either text or messages")
+    if messages is None:
+        assert text is not None
+        return Conversation.of(text, role=role, prompt=prompt)
+    if prompt is not None:
+        raise InvalidInput("a prompt goes with text; put it into messages")
+    return Conversation(tuple(messages))
+
+
+def _check(conversation: Conversation, request_id: str) -> _Call[Decision]:
+    request = pb.CheckRequest(request_id=wire.require_id(request_id), messages=wire.conversation_to_wire(conversation))
+    return _Call("Check", request, lambda response: wire.decision_from_wire(response.decision))
+
+
+def _scan_code(text: str, language: str | None, is_block: bool, request_id: str) -> _Call[Decision]:
+    request = pb.ScanCodeRequest(request_id=wire.require_id(request_id))
+    wire.require_unicode(text, "the text")
+    if is_block:
+        request.block.code = text
+        request.block.language = wire.require_unicode(language or "", "the language")
+    elif language is None:
+        request.text = text
+    else:
+        raise InvalidInput("a language goes with is_block=True; the blocks of a message say their own")
+    return _Call("ScanCode", request, lambda response: wire.decision_from_wire(response.decision))
+
+
+def _generate(messages: Sequence[Message], include_rejected_text: bool, request_id: str) -> _Call[Exchange]:
+    request = pb.GenerateRequest(
+        request_id=wire.require_id(request_id),
+        messages=wire.conversation_to_wire(Conversation(tuple(messages))),
+        include_rejected_text=include_rejected_text,
+    )
+    return _Call("Generate", request, wire.exchange_from_wire)
+
+
+def _server_info() -> _Call[ServerInfo]:
+    return _Call("GetServerInfo", pb.GetServerInfoRequest(), wire.server_info_from_wire)
+
+
+def _stub(channel: Any) -> Any:
+    return guard_pb2_grpc.GuardServiceStub(channel)  # type: ignore[no-untyped-call]  # generated without types
+
+
+def _error(exc: Any) -> GuardrailError:
+    return wire.error_from_problem(wire.problem_from_call(exc))
+
+
+class _Batch:
+    """Items on their way through ``CheckBatch``: what was sent, and what the answers mean.
+
+    The sync client sends from grpc's thread and receives in the caller's: a deque is safe between the two.
+    """
+
+    def __init__(self) -> None:
+        # For each item in order: the id it was sent with, or why it was not sent.
+        self._items: deque[str | GuardrailError] = deque()
+        self._count = 0
+        self.source_error: BaseException | None = None
+
+    def send(self, item: str | Conversation) -> pb.CheckBatchRequest | None:
+        """Returns what to send for an item; None where it cannot be sent, which is then its result."""
+        item_id = str(self._count)
+        self._count += 1
+        try:
+            conversation = Conversation.of(item) if isinstance(item, str) else item
+            request = pb.CheckBatchRequest(id=item_id, messages=wire.conversation_to_wire(conversation))
+        except InvalidInput as exc:
+            self._items.append(exc)
+            return None
+        self._items.append(item_id)
+        return request
+
+    def receive(self, response: pb.CheckBatchResponse) -> Iterator[Decision | GuardrailError]:
+        """Gives the results that a response brings, in the order of the items."""
+        yield from self.unsent()
+        if not self._items or self._items.popleft() != response.id:
+            raise InternalError(f"expected the server's answers in the order of the requests, got id {response.id!r}")
+        if response.WhichOneof("result") == "error":
+            yield wire.error_from_problem(wire.problem_from_item(response.error))
+        else:
+            yield wire.decision_from_wire(response.decision)
+
+    def unsent(self) -> Iterator[GuardrailError]:
+        """Gives the results of the next items that were not sent."""
+        while self._items and isinstance(item := self._items[0], GuardrailError):
+            self._items.popleft()
+            yield item
+
+    def end(self) -> Iterator[GuardrailError]:
+        """Gives what is left when the server has answered everything.
+
+        Raises:
+            InternalError: If it has not.
+        """
+        if self.source_error is not None:
+            raise self.source_error
+        yield from self.unsent()
+        if self._items:
+            raise InternalError(f"the server ended the stream with {len(self._items)} answers missing")
+
+
+class _Client:
+    """What both clients know."""
+
+    def __init__(self, target: str, timeout_s: float) -> None:
+        self.target = target
+        self._timeout_s = timeout_s
+
+    def _limit_s(self, timeout_s: float | None) -> float:
+        return self._timeout_s if timeout_s is None else timeout_s
+
+
+class GuardClient(_Client):
+    """Asks a sidecar; safe to use from many threads at once.
+
+    Args:
+        target: Address of the server.
+        timeout_s: How long a call may take where it does not say itself, in seconds.
+    """
+
+    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = _TIMEOUT_S) -> None:
+        super().__init__(target, timeout_s)
+        self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._stub = _stub(self._channel)
+
+    def __enter__(self) -> GuardClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._channel.close()
+
+    def check(
+        self,
+        text: str | None = None,
+        *,
+        role: Role = Role.USER,
+        prompt: str | None = None,
+        messages: Sequence[Message] | None = None,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> Decision:
+        """Judges a message.
+
+        Args:
+            text: The message; or give ``messages``.
+            role: Who wrote it.
+            prompt: The user message before an assistant's message.
+            messages: A conversation, whose last message is judged.
+            timeout_s: How long to wait, in seconds.
+            request_id: To find the call in the server's log; empty: the server makes one.
+
+        Raises:
+            GuardrailError: As the server says; ``Unavailable`` where it cannot be reached.
+        """
+        return self._run(_check(_conversation(text, role, prompt, messages), request_id), timeout_s)
+
+    def check_many(
+        self, items: Iterable[str | Conversation], *, timeout_s: float | None = None
+    ) -> Iterator[Decision | GuardrailError]:
+        """Judges many messages over one stream; result i belongs to item i.
+
+        Args:
+            items: Conversations, or texts of user messages; read in another thread, a little ahead of the results.
+            timeout_s: How long the whole may take, in seconds; None: no limit, and the policy's for each item.
+
+        Yields:
+            The decision, or the error of this one item, which is given and not raised.
+
+        Raises:
+            GuardrailError: If the stream itself fails.
+        """
+        batch = _Batch()
+
+        def requests() -> Iterator[pb.CheckBatchRequest]:
+            try:
+                for item in items:
+                    if (request := batch.send(item)) is not None:
+                        yield request
+            except Exception as exc:  # in grpc's thread nobody would see it
+                batch.source_error = exc
+
+        call = self._stub.CheckBatch(requests(), timeout=timeout_s)
+        try:
+            for response in call:
+                yield from batch.receive(response)
+        except grpc.RpcError as exc:
+            raise _error(exc) from exc
+        finally:
+            call.cancel()
+        yield from batch.end()
+
+    def scan_code(
+        self,
+        text: str,
+        *,
+        is_block: bool = False,
+        language: str | None = None,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> Decision:
+        """Examines code for weaknesses, without judging hazards.
+
+        Args:
+            text: A message whose code blocks are examined, or the code of one block.
+            is_block: Whether ``text`` is code, rather than a message with code in it.
+            language: The language of a block.
+            timeout_s: How long to wait, in seconds.
+            request_id: As in :meth:`check`.
+
+        Returns:
+            A decision whose one verdict holds the findings; spans count from the start of ``text``.
+
+        Raises:
+            ConfigurationError: If the server does not examine code.
+            GuardrailError: As the server says.
+        """
+        return self._run(_scan_code(text, language, is_block, request_id), timeout_s)
+
+    def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        include_rejected_text: bool = False,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> Exchange:
+        """Has the server's generator answer a conversation, guarded.
+
+        Args:
+            messages: Ends with the user's message.
+            include_rejected_text: Whether rejected attempts come with their text, for audit; else it is ``""``.
+            timeout_s: How long to wait, in seconds.
+            request_id: As in :meth:`check`.
+
+        Raises:
+            ConfigurationError: If the server has no generator.
+            GenerationError: If the generator failed.
+            GuardrailError: As the server says.
+        """
+        return self._run(_generate(messages, include_rejected_text, request_id), timeout_s)
+
+    def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
+        """Says what the server is and which policy it applies."""
+        return self._run(_server_info(), timeout_s)
+
+    def is_ready(self, *, timeout_s: float | None = None) -> bool:
+        """Whether the server is there and answers calls."""
+        try:
+            return self.server_info(timeout_s=timeout_s).is_ready
+        except (Unavailable, DeadlineExceeded):
+            return False
+
+    def _run(self, call: _Call[T], timeout_s: float | None) -> T:
+        try:
+            response = getattr(self._stub, call.method)(call.request, timeout=self._limit_s(timeout_s))
+        except grpc.RpcError as exc:
+            raise _error(exc) from exc
+        return call.read(response)
+
+
+class AsyncGuardClient(_Client):
+    """Asks a sidecar from one event loop; made in that loop.
+
+    Args:
+        target: Address of the server.
+        timeout_s: How long a call may take where it does not say itself, in seconds.
+    """
+
+    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = _TIMEOUT_S) -> None:
+        super().__init__(target, timeout_s)
+        self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._stub = _stub(self._channel)
+
+    async def __aenter__(self) -> AsyncGuardClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Closes the connection."""
+        await self._channel.close()
+
+    async def check(
+        self,
+        text: str | None = None,
+        *,
+        role: Role = Role.USER,
+        prompt: str | None = None,
+        messages: Sequence[Message] | None = None,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> Decision:
+        """Judges a message; see :meth:`GuardClient.check`."""
+        return await self._run(_check(_conversation(text, role, prompt, messages), request_id), timeout_s)
+
+    async def check_many(
+        self,
+        items: Iterable[str | Conversation] | AsyncIterable[str | Conversation],
+        *,
+        timeout_s: float | None = None,
+    ) -> AsyncGenerator[Decision | GuardrailError, None]:
+        """Judges many messages over one stream; see :meth:`GuardClient.check_many`."""
+        batch = _Batch()
+
+        async def requests() -> AsyncIterator[pb.CheckBatchRequest]:
+            try:
+                async for item in _each(items):
+                    if (request := batch.send(item)) is not None:
+                        yield request
+            except Exception as exc:  # in grpc's task nobody would see it
+                batch.source_error = exc
+
+        call = self._stub.CheckBatch(requests(), timeout=timeout_s)
+        try:
+            async for response in call:
+                for result in batch.receive(response):
+                    yield result
+        except grpc.RpcError as exc:
+            raise _error(exc) from exc
+        finally:
+            call.cancel()
+        for error in batch.end():
+            yield error
+
+    async def scan_code(
+        self,
+        text: str,
+        *,
+        is_block: bool = False,
+        language: str | None = None,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> Decision:
+        """Examines code for weaknesses; see :meth:`GuardClient.scan_code`."""
+        return await self._run(_scan_code(text, language, is_block, request_id), timeout_s)
+
+    async def generate(
+        self,
+        messages: Sequence[Message],
+        *,
+        include_rejected_text: bool = False,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> Exchange:
+        """Has the server's generator answer a conversation, guarded; see :meth:`GuardClient.generate`."""
+        return await self._run(_generate(messages, include_rejected_text, request_id), timeout_s)
+
+    async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
+        """Says what the server is and which policy it applies."""
+        return await self._run(_server_info(), timeout_s)
+
+    async def is_ready(self, *, timeout_s: float | None = None) -> bool:
+        """Whether the server is there and answers calls."""
+        try:
+            return (await self.server_info(timeout_s=timeout_s)).is_ready
+        except (Unavailable, DeadlineExceeded):
+            return False
+
+    async def _run(self, call: _Call[T], timeout_s: float | None) -> T:
+        try:
+            response = await getattr(self._stub, call.method)(call.request, timeout=self._limit_s(timeout_s))
+        except grpc.RpcError as exc:
+            raise _error(exc) from exc
+        return call.read(response)
+
+
+async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item

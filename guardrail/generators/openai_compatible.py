@@ -1,0 +1,143 @@
+"""A generator behind ``POST /v1/chat/completions``: vLLM, TGI, the llama.cpp server, Ollama, and OpenAI itself.
+
+One request an attempt, not streamed. What may pass by itself is tried again, with a pause that doubles: a lost
+connection, 429 and 5xx. Everything else, a timeout included, is a ``GenerationError``, whose words name the server and
+the status and never what was asked or answered.
+
+Source: OpenAI API reference, "Create chat completion".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import weakref
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from guardrail.errors import ConfigurationError, GenerationError, MissingExtra
+from guardrail.generators import chat_messages
+from guardrail.verdict import Conversation
+
+try:
+    import httpx
+except ImportError as exc:
+    raise MissingExtra("a generator behind HTTP needs httpx: pip install 'guardrail[upstream]'") from exc
+
+__all__ = ["OpenAIGenerator"]
+
+
+class OpenAIGenerator:
+    """Asks a server of OpenAI's chat API; safe to use from many event loops.
+
+    Args:
+        base_url: The server, with or without ``/v1`` at its end.
+        model: The model's name there.
+        api_key: Sent as a bearer token; None: no token.
+        timeout_s: How long one request may take, in seconds.
+        retries: Requests after the first, where it failed in a way that may pass.
+        backoff_s: Pause before the first of them; doubled each time.
+        parameters: Further fields of the request, e.g. ``{"max_tokens": 512}``.
+
+    Raises:
+        ConfigurationError: If the URL is not one of http or https.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        *,
+        api_key: str | None = None,
+        timeout_s: float = 60.0,
+        retries: int = 2,
+        backoff_s: float = 0.25,
+        parameters: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
+        try:
+            url = httpx.URL(base_url)
+        except httpx.InvalidURL as exc:
+            raise ConfigurationError(f"expected a URL like http://127.0.0.1:8000, got one that is none: {exc}") from exc
+        if url.scheme not in ("http", "https") or not url.host:
+            raise ConfigurationError(f"expected a URL like http://127.0.0.1:8000, got scheme {url.scheme!r}")
+        path = url.path.rstrip("/").removesuffix("/v1")
+        self._url = url.copy_with(path=f"{path}/v1/chat/completions")
+        # Named in errors: a URL may hold a password.
+        self._server = f"{url.host}:{url.port}" if url.port else url.host
+        self._model = model
+        self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._backoff_s = backoff_s
+        self._parameters = dict(parameters)
+        # A client's connections belong to the event loop that opened them.
+        self._clients: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, httpx.AsyncClient] = (
+            weakref.WeakKeyDictionary()
+        )
+
+    async def generate(self, conversation: Conversation, *, attempt: int, feedback: str | None) -> str:
+        """Answers the conversation's last message.
+
+        Args:
+            conversation: Ends with the user's message; tool messages are sent without an id.
+            attempt: From 1; the server is not told.
+            feedback: Goes to the end of the user's message.
+
+        Raises:
+            GenerationError: If there is no answer.
+        """
+        body = {
+            **self._parameters,
+            "model": self._model,
+            "messages": chat_messages(conversation, feedback),
+            "stream": False,
+        }
+        problem = ""
+        for number in range(self._retries + 1):
+            if number:
+                await asyncio.sleep(self._backoff_s * math.pow(2, number - 1))
+            try:
+                response = await self._client().post(self._url, json=body)
+            except httpx.TimeoutException as exc:
+                raise GenerationError(f"{self._server} gave no answer within {self._timeout_s:g} s") from exc
+            except httpx.TransportError as exc:
+                problem = f"the connection failed ({type(exc).__name__})"
+                continue
+            if response.status_code == httpx.codes.OK:
+                return self._read(response)
+            problem = f"it answered HTTP {response.status_code}"
+            if response.status_code != httpx.codes.TOO_MANY_REQUESTS and not response.is_server_error:
+                break
+        raise GenerationError(f"{self._server} gave no answer: {problem}, at request {number + 1}")
+
+    async def aclose(self) -> None:
+        """Closes the connections of this event loop."""
+        client = self._clients.pop(asyncio.get_running_loop(), None)
+        if client is not None:
+            await client.aclose()
+
+    def _client(self) -> httpx.AsyncClient:
+        loop = asyncio.get_running_loop()
+        client = self._clients.get(loop)
+        if client is None:
+            client = self._clients[loop] = httpx.AsyncClient(headers=self._headers, timeout=self._timeout_s)
+        return client
+
+    def _read(self, response: httpx.Response) -> str:
+        """Returns the text of an answer; what is wrong with it is said without quoting it."""
+        try:
+            answer: Any = response.json()
+        except ValueError:
+            raise GenerationError(
+                f"{self._server} answered {len(response.content)} bytes that are not JSON; is it a chat API?"
+            ) from None  # the cause would carry the text
+        try:
+            content = answer["choices"][0]["message"]["content"]
+        except (KeyError, IndexError, TypeError):
+            raise GenerationError(f"{self._server} answered without choices[0].message.content") from None
+        if not isinstance(content, str):
+            raise GenerationError(
+                f"expected text in choices[0].message.content from {self._server}, got {type(content).__name__}"
+            )
+        return content
