@@ -7,6 +7,7 @@ heavy is imported before the part that needs it is built.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import threading
@@ -16,13 +17,15 @@ from pathlib import Path
 from types import MappingProxyType
 
 from guardrail.config import Settings, load_settings
-from guardrail.errors import ConfigurationError
+from guardrail.errors import ConfigurationError, MissingExtra
 from guardrail.pipeline import Guard
 from guardrail.policy import Policy, load_policy
 from guardrail.protocols import HazardClassifier
 from guardrail.taxonomy import GuardVersion
 
 __all__ = ["build_classifier", "build_guard", "default_guard", "model_names"]
+
+logger = logging.getLogger("guardrail")
 
 _ENTRY_POINTS = "guardrail.models"
 
@@ -120,13 +123,20 @@ def build_guard(settings: Settings | None = None, *, policy: Policy | None = Non
     """
     settings = settings or load_settings()
     policy = policy or load_policy(settings.policy)
-    code_shield = None
-    if settings.code_shield:
-        from guardrail.code_shield import CodeShield
-        from guardrail.shield.semgrep import SemgrepScanner
-
-        code_shield = CodeShield(SemgrepScanner(executable=settings.semgrep))
+    code_shield = _code_shield(settings) if settings.code_shield else None
     return Guard(build_classifier(settings), policy=policy, code_shield=code_shield)
+
+
+def _code_shield(settings: Settings) -> HazardClassifier:
+    from guardrail.code_shield import CodeShield
+    from guardrail.shield.missing import MissingScanner
+    from guardrail.shield.semgrep import SemgrepScanner
+
+    try:
+        return CodeShield(SemgrepScanner(executable=settings.semgrep))
+    except MissingExtra as exc:
+        logger.warning("answers with code will be unverified: %s", exc)
+        return CodeShield(MissingScanner(exc))
 
 
 _default: Guard | None = None

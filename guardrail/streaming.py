@@ -133,10 +133,13 @@ def _boundary(text: str, checked_through: int) -> int:
         return checked_through
     ends = [match.end() for match in _SENTENCE_END.finditer(text, checked_through, limit)]
     if ends:
-        return ends[-1]
-    if limit - checked_through < _LONGEST_PIECE:
+        boundary = ends[-1]
+    elif limit - checked_through >= _LONGEST_PIECE:
+        boundary = max(text.rfind(" ", checked_through, limit) + 1, checked_through)
+    else:
         return checked_through
-    return max(text.rfind(" ", checked_through, limit) + 1, checked_through)
+    # White space alone cannot be judged: it waits for the words after it.
+    return boundary if text[checked_through:boundary].strip() else checked_through
 
 
 Begin = Callable[[int, "str | None"], Iterator[str]]
