@@ -8,10 +8,9 @@ The outcome, for one message:
   understood, stand in ``findings`` all the same: the policy takes the strictest of what they and the missing answer
   ask for, so neither hides the other.
 - else ``UNSAFE`` where a finding is a warning or an error;
+- else ``UNVERIFIED`` where a block is in a language without rules, or in none that could be told: ``unscanned`` names
+  them, and the policy's ``on_unscanned_code`` says what that means. Data and prose (JSON, text, diffs) are not code;
 - else ``SAFE``, with findings of severity info if there are any.
-
-Blocks in a language without rules are not scanned; ``detail`` says so, and ``unsupported`` says whether that is a
-note (the default) or makes the message unverified. Data and prose (JSON, text, diffs) are only ever noted.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 from guardrail.errors import ScanError
 from guardrail.extraction import LANGUAGES, extract_code_blocks, guess_language
@@ -45,8 +43,6 @@ class CodeShield:
         languages: Canonical languages the scanner has rules for; None asks a ``SemgrepScanner``, and means the
             languages of this package's rules for any other.
         revision: Revision of scanner and rules; None asks a ``SemgrepScanner``.
-        unsupported: What code in another language means: ``"note"`` leaves the outcome as it is and says so in
-            ``detail``; ``"unverified"`` makes the message unverified.
 
     Raises:
         MissingExtra: If semgrep is to be used and is not installed.
@@ -58,13 +54,11 @@ class CodeShield:
         *,
         languages: frozenset[str] | None = None,
         revision: str | None = None,
-        unsupported: Literal["note", "unverified"] = "note",
     ) -> None:
         self._scanner: CodeScanner = SemgrepScanner() if scanner is None else scanner
         semgrep = self._scanner if isinstance(self._scanner, SemgrepScanner) else None
         self._languages = languages or (semgrep.languages if semgrep else _DEFAULT_LANGUAGES)
         self._source = Source("code-shield", revision if revision is not None else semgrep.revision if semgrep else "")
-        self._unsupported = unsupported
 
     @property
     def source(self) -> Source:
@@ -115,16 +109,24 @@ class CodeShield:
         if skipped:
             names = ", ".join(f"{name} {n}" for name, n in sorted(Counter(map(_label, skipped)).items()))
             notes.append(f"not scanned: {len(skipped)} of {len(blocks)} blocks in languages without rules ({names})")
-        is_unverified = bool(failures) or (
-            self._unsupported == "unverified" and any(block.language not in _NOT_PROGRAMS for block in skipped)
-        )
-        if is_unverified:
+        # A block that failed asks for the stricter `on_unverified` by itself.
+        unscanned = () if failures else tuple(sorted({_label(b) for b in skipped if b.language not in _NOT_PROGRAMS}))
+        if failures:
             outcome = Outcome.UNVERIFIED
         elif any(finding.severity is not Severity.INFO for finding in findings):
             outcome = Outcome.UNSAFE
+        elif unscanned:
+            outcome = Outcome.UNVERIFIED
         else:
             outcome = Outcome.SAFE
-        return Verdict(outcome, self._source, findings=tuple(findings), detail="; ".join(notes), timing=timing)
+        return Verdict(
+            outcome,
+            self._source,
+            findings=tuple(findings),
+            unscanned=unscanned,
+            detail="; ".join(notes),
+            timing=timing,
+        )
 
 
 def _blocks(text: str) -> list[CodeBlock]:

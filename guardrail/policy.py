@@ -89,6 +89,7 @@ class Policy:
         name: For people; part of every decision.
         rails: Rules of both rails.
         on_unverified: Action where a classifier gave no answer.
+        on_unscanned_code: Action for code in a language without rules; never stricter than ``on_unverified``.
         max_attempts: Generations in one guarded exchange, at least 1.
         deadline_s: Total time of one check or one guarded exchange, in seconds.
         block_message: What the user sees in place of a blocked answer.
@@ -99,6 +100,7 @@ class Policy:
         default_factory=lambda: {rail: RailPolicy(findings=_FINDINGS[rail]) for rail in Rail}
     )
     on_unverified: Action = Action.BLOCK
+    on_unscanned_code: Action = Action.BLOCK
     max_attempts: int = 3
     deadline_s: float = 30.0
     block_message: str = _DEFAULT_BLOCK_MESSAGE
@@ -131,7 +133,11 @@ class Policy:
 
     def _reasons(self, rail: Rail, verdict: Verdict) -> Iterator[Reason]:
         rules = self.rails[rail]
-        if verdict.outcome is Outcome.UNVERIFIED:
+        if verdict.unscanned:
+            if rules.scans_code:
+                languages = ", ".join(verdict.unscanned)
+                yield Reason(self.on_unscanned_code, "unscanned", f"code not examined: {languages}")
+        elif verdict.outcome is Outcome.UNVERIFIED:
             yield Reason(self.on_unverified, "unverified", verdict.detail or "no answer")
         for finding in verdict.findings:
             action = rules.findings.get(finding.severity, Action.BLOCK)
@@ -230,6 +236,9 @@ class _PolicyFile(_Section):
     name: str = Field(default="custom", min_length=1, max_length=100)
     rails: _RailsSection = Field(default_factory=_RailsSection)
     on_unverified: Action = Field(default=Action.BLOCK, description="Action where a classifier gave no answer.")
+    on_unscanned_code: Action | None = Field(
+        default=None, description="Action for code in a language without rules; left out: that of `on_unverified`."
+    )
     max_attempts: int = Field(default=3, ge=1, le=20, description="Generations in one guarded exchange.")
     deadline_s: float = Field(default=30.0, gt=0, le=3600, description="Seconds for one check or exchange.")
     block_message: str = Field(default=_DEFAULT_BLOCK_MESSAGE, min_length=1, max_length=4000)
@@ -240,6 +249,7 @@ class _PolicyFile(_Section):
             name=self.name,
             rails={rail: section.to_rail(rail) for rail, section in sections.items()},
             on_unverified=self.on_unverified,
+            on_unscanned_code=self.on_unscanned_code or self.on_unverified,
             max_attempts=self.max_attempts,
             deadline_s=self.deadline_s,
             block_message=self.block_message,
@@ -301,6 +311,11 @@ def parse_policy(text: str, *, origin: str = "policy") -> Policy:
     try:
         file = _PolicyFile.model_validate(values)
         problems += _retry_on_prompt(file, root, origin)
+        if (file.on_unscanned_code or file.on_unverified).strictness > file.on_unverified.strictness:
+            problems.append(
+                f"{origin}:{_line(root, ('on_unscanned_code',))}: on_unscanned_code: may not be stricter than "
+                f"on_unverified, which is {file.on_unverified.value}"
+            )
     except ValidationError as exc:
         problems += [_problem(error, root, origin) for error in exc.errors()]
     if problems:

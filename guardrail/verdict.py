@@ -261,6 +261,8 @@ class Verdict:
         categories: The categories the classifier itself names, riskiest first.
         unsafe_probability: P("unsafe") against P("safe") at the first answer token, 0..1; None for a code verdict.
         findings: Rule hits in code blocks, in order of their place in the message.
+        unscanned: Languages of code blocks that no rule could examine, each once, sorted. They keep a verdict from
+            being safe; where nothing else does, the policy's ``on_unscanned_code`` counts, not ``on_unverified``.
         detail: Why there is no answer (UNVERIFIED), or what was left out of the context; never text of the message.
         timing: Not part of equality: two verdicts are equal when they conclude the same.
     """
@@ -271,6 +273,7 @@ class Verdict:
     categories: tuple[HazardCategory, ...] = ()
     unsafe_probability: float | None = None
     findings: tuple[Finding, ...] = ()
+    unscanned: tuple[str, ...] = ()
     detail: str = ""
     timing: Timing = field(default=Timing(), compare=False)
 
@@ -285,6 +288,7 @@ class Verdict:
             "scores": {category.value: score for category, score in self.scores.items()},
             "categories": [category.value for category in self.categories],
             "findings": [finding.to_dict() for finding in self.findings],
+            "unscanned": list(self.unscanned),
             "detail": self.detail,
         }
 
@@ -306,8 +310,10 @@ class Reason:
 
     Attributes:
         action: What this cause asks for.
-        kind: ``"hazard"``, ``"unsafe"`` (no category reached its threshold), ``"finding"`` or ``"unverified"``.
-        subject: The category, ``"unsafe"``, ``"CWE-89 python.sql-injection"``, or why there was no answer.
+        kind: ``"hazard"``, ``"unsafe"`` (no category reached its threshold), ``"finding"``, ``"unscanned"`` (code that
+            no rule could examine) or ``"unverified"``.
+        subject: The category, ``"unsafe"``, ``"CWE-89 python.sql-injection"``, the languages of the code, or why there
+            was no answer.
         score: The score that reached the threshold, 0..1; None where there is no score.
         threshold: The policy's threshold; None where there is none.
     """

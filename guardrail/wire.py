@@ -237,6 +237,7 @@ def _verdict_to_wire(verdict: Verdict) -> pb.Verdict:
         categories=[_CATEGORIES.to_wire(category) for category in verdict.categories],
         unsafe_probability=verdict.unsafe_probability,
         findings=[_finding_to_wire(finding) for finding in verdict.findings],
+        unscanned=verdict.unscanned,
         detail=verdict.detail,
         timing=pb.Timing(queue_ms=verdict.timing.queue_ms, compute_ms=verdict.timing.compute_ms),
     )
@@ -251,6 +252,7 @@ def _verdict_from_wire(verdict: pb.Verdict) -> Verdict:
         categories=tuple(c for number in verdict.categories if (c := _CATEGORIES.find(number)) is not None),
         unsafe_probability=_optional(verdict, "unsafe_probability"),
         findings=tuple(_finding_from_wire(finding) for finding in verdict.findings),
+        unscanned=tuple(verdict.unscanned),
         detail=verdict.detail,
         timing=Timing(verdict.timing.queue_ms, verdict.timing.compute_ms),
     )

@@ -154,7 +154,7 @@ class CategoryScore(_message.Message):
     def __init__(self, category: _Optional[_Union[HazardCategory, str]] = ..., score: _Optional[float] = ...) -> None: ...
 
 class Verdict(_message.Message):
-    __slots__ = ("outcome", "source", "scores", "categories", "unsafe_probability", "findings", "detail", "timing")
+    __slots__ = ("outcome", "source", "scores", "categories", "unsafe_probability", "findings", "detail", "timing", "unscanned")
     OUTCOME_FIELD_NUMBER: _ClassVar[int]
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     SCORES_FIELD_NUMBER: _ClassVar[int]
@@ -163,6 +163,7 @@ class Verdict(_message.Message):
     FINDINGS_FIELD_NUMBER: _ClassVar[int]
     DETAIL_FIELD_NUMBER: _ClassVar[int]
     TIMING_FIELD_NUMBER: _ClassVar[int]
+    UNSCANNED_FIELD_NUMBER: _ClassVar[int]
     outcome: Outcome
     source: Source
     scores: _containers.RepeatedCompositeFieldContainer[CategoryScore]
@@ -171,7 +172,8 @@ class Verdict(_message.Message):
     findings: _containers.RepeatedCompositeFieldContainer[Finding]
     detail: str
     timing: Timing
-    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., source: _Optional[_Union[Source, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., categories: _Optional[_Iterable[_Union[HazardCategory, str]]] = ..., unsafe_probability: _Optional[float] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., detail: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ...) -> None: ...
+    unscanned: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, outcome: _Optional[_Union[Outcome, str]] = ..., source: _Optional[_Union[Source, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[CategoryScore, _Mapping]]] = ..., categories: _Optional[_Iterable[_Union[HazardCategory, str]]] = ..., unsafe_probability: _Optional[float] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., detail: _Optional[str] = ..., timing: _Optional[_Union[Timing, _Mapping]] = ..., unscanned: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class Reason(_message.Message):
     __slots__ = ("action", "kind", "subject", "score", "threshold")

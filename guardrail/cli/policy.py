@@ -60,6 +60,7 @@ def _as_yaml(policy: Policy) -> str:
             for rail, rules in policy.rails.items()
         },
         "on_unverified": policy.on_unverified.value,
+        "on_unscanned_code": policy.on_unscanned_code.value,
         "max_attempts": policy.max_attempts,
         "deadline_s": policy.deadline_s,
         "block_message": policy.block_message,

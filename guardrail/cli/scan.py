@@ -266,6 +266,8 @@ def _show(summary: Summary, guard: Guard, elapsed_s: float, console: Console) ->
     totals.add_row("rows", f"{summary.rows:,}")
     totals.add_row("blocked or to retry", f"{summary.block_rate:.1%}")
     totals.add_row("unverified", f"{summary.unverified:,}", style="yellow" if summary.unverified else None)
+    if summary.unscanned:
+        totals.add_row("with code in languages without rules", f"{summary.unscanned:,}", style="yellow")
     totals.add_row("bad rows", f"{summary.errors:,}", style="yellow" if summary.errors else None)
     totals.add_row("seconds", f"{elapsed_s:.1f}")
     totals.add_row("rows per second", f"{rate:,.0f}")

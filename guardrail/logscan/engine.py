@@ -39,9 +39,9 @@ class ScanResult:
 
     @property
     def is_judged(self) -> bool:
-        """Whether every classifier that was asked gave an answer."""
+        """Whether every classifier that was asked gave an answer; code without rules is counted apart."""
         verdicts = self.decision.verdicts if self.decision is not None else ()
-        return bool(verdicts) and all(verdict.outcome is not Outcome.UNVERIFIED for verdict in verdicts)
+        return bool(verdicts) and all(v.outcome is not Outcome.UNVERIFIED or v.unscanned for v in verdicts)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the result as JSON values: the id, and then what ``guardrail check --json`` prints.

@@ -23,6 +23,7 @@ class Summary:
         rows: All rows, the bad ones included.
         errors: Bad rows: nothing of them could be judged.
         unverified: Rows with a decision in which a classifier gave no answer.
+        unscanned: Rows with code that no rule could examine.
         decisions: Action -> rows.
         categories: Category that a classifier names -> rows.
         withheld: Category -> those of its rows that the policy would not release.
@@ -33,6 +34,7 @@ class Summary:
     rows: int = 0
     errors: int = 0
     unverified: int = 0
+    unscanned: int = 0
     decisions: Counter[Action] = field(default_factory=Counter)
     categories: Counter[HazardCategory] = field(default_factory=Counter)
     withheld: Counter[HazardCategory] = field(default_factory=Counter)
@@ -49,6 +51,7 @@ class Summary:
                 self.first_errors.append(result.row)
             return
         self.unverified += not result.is_judged
+        self.unscanned += any(verdict.unscanned for verdict in decision.verdicts)
         self.decisions[decision.action] += 1
         self.categories.update(decision.categories)
         if not decision.action.releases:

@@ -76,16 +76,17 @@ class TestCodeShield:
         scanner = ScriptedScanner({})
         text = "```rust\nx\n```\n```json\n{}\n```\n```my-secret\nx\n```\n```\nprose\n```"
         (verdict,) = await CodeShield(scanner).classify([said(text)])
-        assert verdict.outcome is Outcome.SAFE
+        assert verdict.outcome is Outcome.UNVERIFIED
+        assert verdict.unscanned == ("other", "rust", "unlabelled")
         assert verdict.detail == (
             "not scanned: 4 of 4 blocks in languages without rules (json 1, other 1, rust 1, unlabelled 1)"
         )
         assert scanner.calls == []
 
     @pytest.mark.parametrize(("label", "outcome"), [("rust", "unverified"), ("json", "safe"), ("", "unverified")])
-    async def test_unsupported_can_mean_unverified(self, label: str, outcome: str) -> None:
-        """An operator can ask that programs without rules count as unchecked; data never does."""
-        shield = CodeShield(ScriptedScanner({}), unsupported="unverified")
+    async def test_code_without_rules_is_never_safe(self, label: str, outcome: str) -> None:
+        """Programs without rules count as unchecked; data never does."""
+        shield = CodeShield(ScriptedScanner({}))
         (verdict,) = await shield.classify([said(f"```{label}\nx\n```")])
         assert verdict.outcome.value == outcome
 

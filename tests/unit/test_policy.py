@@ -96,6 +96,14 @@ class TestDecide:
         """The default preset: a user may paste insecure code, an answer may not hold it."""
         assert load_policy("default").decide(rail, [code(severity)]).action is action
 
+    def test_code_without_rules_has_an_action_of_its_own(self) -> None:
+        """It is never safe, and by default it is flagged; a file that does not say takes ``on_unverified``."""
+        verdict = Verdict(Outcome.UNVERIFIED, SOURCE, unscanned=("rust",))
+        decision = load_policy("default").decide(Rail.RESPONSE, [hazard(0.0), verdict])
+        assert (decision.action, decision.outcome) == (Action.FLAG, Outcome.UNVERIFIED)
+        assert decision.reasons[0].subject == "code not examined: rust"
+        assert write("name: x").decide(Rail.RESPONSE, [verdict]).action is Action.BLOCK
+
     def test_a_prompt_is_never_retried(self) -> None:
         """``on_unverified: retry`` blocks a prompt: it cannot be generated again."""
         policy = write("on_unverified: retry")
@@ -155,6 +163,7 @@ class TestFile:
                 "p.yaml:4: rails.prompt.unsafe.action: a prompt cannot be retried",
             ),
             ("rails: {prompt: {unsafe: {threshold: 0}}}\n", "rails.prompt.unsafe.threshold"),
+            ("on_unverified: flag\non_unscanned_code: block\n", "p.yaml:3: on_unscanned_code: may not be stricter"),
             ("rails: [", "not readable as YAML"),
             ("? [a]\n: 1\n", "p.yaml:2"),
         ],

@@ -74,6 +74,7 @@ verdicts = st.builds(
     st.lists(st.sampled_from(HazardCategory), unique=True).map(tuple),
     unsafe_probability=st.none() | risks,
     findings=st.lists(findings, max_size=3).map(tuple),
+    unscanned=st.lists(texts, max_size=3).map(tuple),
     detail=texts,
     timing=st.builds(Timing, st.floats(0, 1e6), st.floats(0, 1e6)),
 )
