@@ -37,6 +37,7 @@ from guardrail.verdict import (
     Conversation,
     Decision,
     Exchange,
+    ReasonKind,
     Role,
     Source,
     Timing,
@@ -121,8 +122,8 @@ def guarded_exchange(conversation: Conversation, policy: Policy) -> Generator[St
 def feedback_for(decision: Decision) -> str:
     """Returns what a generator is told about a rejected answer: categories and CWEs, never its text."""
     causes = [reason for reason in decision.reasons if reason.action is not Action.ALLOW]
-    categories = [HazardCategory(reason.subject).title for reason in causes if reason.kind == "hazard"]
-    weaknesses = sorted({reason.subject.split()[0] for reason in causes if reason.kind == "finding"})
+    categories = [HazardCategory(reason.subject).title for reason in causes if reason.kind is ReasonKind.HAZARD]
+    weaknesses = sorted({reason.subject.split()[0] for reason in causes if reason.kind is ReasonKind.FINDING})
     parts = []
     if categories:
         parts.append(f"unsafe content ({', '.join(categories)})")

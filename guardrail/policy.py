@@ -26,7 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from guardrail.errors import PolicyError
 from guardrail.taxonomy import HazardCategory
-from guardrail.verdict import Action, Decision, Outcome, Rail, Reason, Severity, Verdict
+from guardrail.verdict import Action, Decision, Outcome, Rail, Reason, ReasonKind, Severity, Verdict
 
 __all__ = ["PRESETS", "Policy", "RailPolicy", "Rule", "load_policy", "parse_policy", "policy_schema"]
 
@@ -124,7 +124,7 @@ class Policy:
         """
         reasons = [reason for verdict in verdicts for reason in self._reasons(rail, verdict)]
         if not verdicts:
-            reasons.append(Reason(self.on_unverified, "unverified", "no classifier was asked"))
+            reasons.append(Reason(self.on_unverified, ReasonKind.UNVERIFIED, "no classifier was asked"))
         if rail is Rail.PROMPT:  # A prompt cannot be generated again.
             reasons = [_without_retry(reason) for reason in reasons]
         reasons.sort(key=lambda reason: -reason.action.strictness)
@@ -136,12 +136,12 @@ class Policy:
         if verdict.unscanned:
             if rules.scans_code:
                 languages = ", ".join(verdict.unscanned)
-                yield Reason(self.on_unscanned_code, "unscanned", f"code not examined: {languages}")
+                yield Reason(self.on_unscanned_code, ReasonKind.UNSCANNED, f"code not examined: {languages}")
         elif verdict.outcome is Outcome.UNVERIFIED:
-            yield Reason(self.on_unverified, "unverified", verdict.detail or "no answer")
+            yield Reason(self.on_unverified, ReasonKind.UNVERIFIED, verdict.detail or "no answer")
         for finding in verdict.findings:
             action = rules.findings.get(finding.severity, Action.BLOCK)
-            yield Reason(action, "finding", f"{finding.cwe} {finding.rule_id}")
+            yield Reason(action, ReasonKind.FINDING, f"{finding.cwe} {finding.rule_id}")
         unsafe = verdict.unsafe_probability
         reached = False
         for category in HazardCategory:
@@ -150,14 +150,14 @@ class Policy:
             rule = rules.rule(category)
             if risk > 0.0 and risk >= rule.threshold:
                 reached = True
-                yield Reason(rule.action, "hazard", category.value, risk, rule.threshold)
+                yield Reason(rule.action, ReasonKind.HAZARD, category.value, risk, rule.threshold)
         if reached or verdict.categories:
             return
         if unsafe is None:
             if verdict.outcome is Outcome.UNSAFE and not verdict.findings:
-                yield Reason(rules.unsafe.action, "unsafe", "unsafe")
+                yield Reason(rules.unsafe.action, ReasonKind.UNSAFE, "unsafe")
         elif unsafe >= rules.unsafe.threshold:
-            yield Reason(rules.unsafe.action, "unsafe", "unsafe", unsafe, rules.unsafe.threshold)
+            yield Reason(rules.unsafe.action, ReasonKind.UNSAFE, "unsafe", unsafe, rules.unsafe.threshold)
 
 
 def _without_retry(reason: Reason) -> Reason:

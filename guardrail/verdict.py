@@ -30,6 +30,7 @@ __all__ = [
     "PromptSegment",
     "Rail",
     "Reason",
+    "ReasonKind",
     "Role",
     "Severity",
     "Source",
@@ -304,14 +305,27 @@ def unverified(source: Source, detail: str, *, timing: Timing | None = None) -> 
     return Verdict(Outcome.UNVERIFIED, source, detail=detail, timing=timing or Timing())
 
 
+class ReasonKind(str, Enum):
+    """What sort of cause a reason is.
+
+    ``UNSAFE`` is a text that a classifier finds unsafe without a category that reaches its threshold; ``UNSCANNED`` is
+    code that no rule could examine.
+    """
+
+    HAZARD = "hazard"
+    UNSAFE = "unsafe"
+    FINDING = "finding"
+    UNSCANNED = "unscanned"
+    UNVERIFIED = "unverified"
+
+
 @dataclass(frozen=True, slots=True)
 class Reason:
     """One cause of a decision.
 
     Attributes:
         action: What this cause asks for.
-        kind: ``"hazard"``, ``"unsafe"`` (no category reached its threshold), ``"finding"``, ``"unscanned"`` (code that
-            no rule could examine) or ``"unverified"``.
+        kind: What sort of cause it is.
         subject: The category, ``"unsafe"``, ``"CWE-89 python.sql-injection"``, the languages of the code, or why there
             was no answer.
         score: The score that reached the threshold, 0..1; None where there is no score.
@@ -319,7 +333,7 @@ class Reason:
     """
 
     action: Action
-    kind: str
+    kind: ReasonKind
     subject: str
     score: float | None = None
     threshold: float | None = None
@@ -328,7 +342,7 @@ class Reason:
         """Returns the reason as JSON values."""
         return {
             "action": self.action.value,
-            "kind": self.kind,
+            "kind": self.kind.value,
             "subject": self.subject,
             "score": self.score,
             "threshold": self.threshold,

@@ -42,6 +42,7 @@ from guardrail.verdict import (
     Outcome,
     Rail,
     Reason,
+    ReasonKind,
     Role,
     Severity,
     Source,
@@ -261,7 +262,7 @@ def _verdict_from_wire(verdict: pb.Verdict) -> Verdict:
 def _reason_to_wire(reason: Reason) -> pb.Reason:
     return pb.Reason(
         action=_ACTIONS.to_wire(reason.action),
-        kind=reason.kind,
+        kind=reason.kind.value,
         subject=reason.subject,
         score=reason.score,
         threshold=reason.threshold,
@@ -269,9 +270,10 @@ def _reason_to_wire(reason: Reason) -> pb.Reason:
 
 
 def _reason_from_wire(reason: pb.Reason) -> Reason:
+    known = reason.kind in {kind.value for kind in ReasonKind}
     return Reason(
         _ACTIONS.from_wire(reason.action),
-        reason.kind,
+        ReasonKind(reason.kind) if known else ReasonKind.UNVERIFIED,
         reason.subject,
         _optional(reason, "score"),
         _optional(reason, "threshold"),

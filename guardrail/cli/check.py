@@ -101,13 +101,15 @@ def _reason_line(reason: Reason) -> Text:
     from rich.text import Text
 
     from guardrail.taxonomy import HazardCategory
+    from guardrail.verdict import ReasonKind
 
-    subject = HazardCategory(reason.subject).title if reason.kind == "hazard" else reason.subject
+    subject = HazardCategory(reason.subject).title if reason.kind is ReasonKind.HAZARD else reason.subject
     words = {
-        "hazard": subject,
-        "unsafe": "unsafe, no category named",
-        "finding": f"insecure code: {subject}",
-        "unverified": f"could not be judged: {subject}",
+        ReasonKind.HAZARD: subject,
+        ReasonKind.UNSAFE: "unsafe, no category named",
+        ReasonKind.FINDING: f"insecure code: {subject}",
+        ReasonKind.UNSCANNED: subject,
+        ReasonKind.UNVERIFIED: f"could not be judged: {subject}",
     }[reason.kind]
     score = "" if reason.score is None else f"  {reason.score:.2f}"
     limit = "" if reason.threshold is None else f" (from {reason.threshold:.2f} on)"

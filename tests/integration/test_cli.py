@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 import guardrail
 from guardrail import assembly
-from guardrail.cli import app
+from guardrail.cli import app, check
 from guardrail.cli import doctor as doctor_module
 from guardrail.config import Settings
 from guardrail.errors import ClassificationError, Unavailable
@@ -25,7 +25,19 @@ from guardrail.policy import load_policy, parse_policy
 from guardrail.protocols import HazardClassifier
 from guardrail.taxonomy import HazardCategory
 from guardrail.testing import FailingClassifier, KeywordClassifier
-from guardrail.verdict import Conversation, Finding, Outcome, Role, Severity, Source, Span, Verdict
+from guardrail.verdict import (
+    Action,
+    Conversation,
+    Finding,
+    Outcome,
+    Reason,
+    ReasonKind,
+    Role,
+    Severity,
+    Source,
+    Span,
+    Verdict,
+)
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 WORDS = {"badword": HazardCategory.HATE, "riskword": HazardCategory.SPECIALIZED_ADVICE}
@@ -75,6 +87,11 @@ class TestCheck:
         written = json.loads(run("check", "--json", "--prompt", "p", "badword").stdout)
         assert written == expected
         assert written.keys() >= {"decision", "outcome", "categories", "scores", "findings"}
+
+    @pytest.mark.parametrize("kind", list(ReasonKind))
+    def test_every_kind_of_reason_has_words(self, kind: ReasonKind) -> None:
+        """A decision that can be made can be shown."""
+        assert "block" in check._reason_line(Reason(Action.BLOCK, kind, "hate")).plain
 
     def test_people_get_the_decision_its_reason_and_not_the_text(self) -> None:
         """The panel says what was decided and why; a terminal's scrollback need not hold the text again."""

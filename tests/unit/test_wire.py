@@ -41,6 +41,7 @@ from guardrail.verdict import (
     Outcome,
     Rail,
     Reason,
+    ReasonKind,
     Role,
     Severity,
     Source,
@@ -78,7 +79,9 @@ verdicts = st.builds(
     detail=texts,
     timing=st.builds(Timing, st.floats(0, 1e6), st.floats(0, 1e6)),
 )
-reasons = st.builds(Reason, st.sampled_from(Action), texts, texts, st.none() | risks, st.none() | risks)
+reasons = st.builds(
+    Reason, st.sampled_from(Action), st.sampled_from(ReasonKind), texts, st.none() | risks, st.none() | risks
+)
 decisions = st.builds(
     Decision,
     st.sampled_from(Action),
