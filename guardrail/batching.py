@@ -264,6 +264,10 @@ class BatchWorker(Generic[T, R]):
             self._wake.notify()
         return job.future
 
+    def halve_batches(self) -> None:
+        """Halves the budget of the batches to come, down to one token; for a batch that memory did not hold."""
+        self._max_batch_tokens = max(self._max_batch_tokens // 2, 1)
+
     def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
         """Stops the thread; nobody who waits is left without an answer. Closing twice does nothing more.
 

@@ -2,10 +2,14 @@ r"""A guard model run by transformers: Llama Guard 2 or 3 on a GPU, or on a CPU 
 
 ::
 
-    GuardPrompt ─▶ token ids ─▶ BatchWorker ─▶ one forward ─▶ P(unsafe) ─▶ labels, where it matters ─▶ Assessment
-                   (any thread)  (one thread owns the model)
+    GuardPrompt ─▶ prefix + own tokens ─▶ BatchWorker ─▶ packed pass ─▶ P(unsafe) ─▶ labels, where it matters
+                   (any thread)           (one thread owns the model)                ─▶ Assessment
 
-**First token.** Batches are left-padded; the logits at the last position decide. ``unsafe_probability`` is the
+**Cost.** A prompt's text before its first message, the policy, is its prefix: computed once for each role and shared by
+all prompts (:mod:`guardrail.models.packed`). A batch holds the own tokens of its prompts in one row without padding, so
+it costs those alone, and its budget counts those alone.
+
+**First token.** The logits after each prompt's last token decide. ``unsafe_probability`` is the
 softmax over the first tokens of ``unsafe`` and ``safe``. At load a canary of each role is decoded greedily: the white
 space that the model writes before its answer (Llama Guard 3: ``"\n\n"``) becomes part of every prompt, and the model
 is refused when the two answers do not hold most of the probability.
@@ -20,19 +24,20 @@ are no scores.
 first token alone is read. A text that does not end in time has ``…`` at its end, which no grammar allows.
 
 Weights are read from safetensors alone and no code of the model's repository is run.
-Source: PurpleLlama, Llama-Guard2/MODEL_CARD.md; transformers 4.48 to 5.23.
+Source: PurpleLlama, Llama-Guard2/MODEL_CARD.md; transformers 4.56 to 5.23.
 """
 
 from __future__ import annotations
 
 import asyncio
+import functools
 import gc
 import hashlib
 import importlib.util
-import inspect
+import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,9 +51,11 @@ from guardrail.taxonomy import GuardVersion, code_table
 from guardrail.verdict import Assessment, Conversation, GuardPrompt, PromptSegment, Role, Source, Timing
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from guardrail.models.packed import PackedPass
 
 __all__ = ["TransformersGuardModel"]
+
+logger = logging.getLogger("guardrail")
 
 # From here on a prompt's labels are decoded: far below any sensible threshold on a category, and few messages reach it.
 _LABELS_FROM = 0.05
@@ -62,11 +69,23 @@ _MOST_LEAD_TOKENS = 4
 # Llama Guard 2's window; Llama Guard 3's is 131,072, more than a GPU's memory holds beside the batch.
 _DEFAULT_PROMPT_TOKENS = 8192
 
+# Tokens of a row: more only delays the first answer on a CPU, and a GPU needs thousands to be busy.
+_CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 4096
+
+# A shorter prefix costs less than the second attention it would need.
+_LEAST_PREFIX_TOKENS = 16
+
+# How far a packed pass may be from the model's own attention on the canary: bfloat16 rounds differently in either.
+_MOST_DRIFT = 0.02
+
 _CANARY = "Good morning. What is the capital of France?"
 
 
 @dataclass(frozen=True, slots=True)
 class _Item:
+    """A prompt in tokens: its prefix, perhaps empty, and its own part."""
+
+    prefix: tuple[int, ...]
     ids: list[int]
     submitted: float
 
@@ -111,15 +130,16 @@ class TransformersGuardModel:
         source: Source,
         version: GuardVersion,
         max_prompt_tokens: int = _DEFAULT_PROMPT_TOKENS,
-        max_batch_tokens: int = 16384,
+        max_batch_tokens: int | None = None,
         max_queued_tokens: int = 1_000_000,
         max_queued_requests: int = 4096,
     ) -> None:
+        from guardrail.models.packed import PackedModel
+
         self.source = source
         self.version = version
         self._model: Any = model
         self._tokenizer = tokenizer
-        self._max_batch_tokens = max_batch_tokens
         if not getattr(tokenizer, "is_fast", False) or not getattr(tokenizer, "chat_template", None):
             raise ConfigurationError(
                 f"{source} needs a fast tokenizer with a chat template; this one is no guard model's"
@@ -132,10 +152,14 @@ class TransformersGuardModel:
         self._template_tokenizer = tokenizer.backend_tokenizer
         self._data_tokenizer = type(self._template_tokenizer).from_str(self._template_tokenizer.to_str())
         self._data_tokenizer.encode_special_tokens = True
+        # The policy's hundreds of tokens come with every prompt: they are encoded once.
+        self._encode_template = functools.lru_cache(maxsize=64)(
+            lambda text: tuple(self._template_tokenizer.encode(text, add_special_tokens=False).ids)
+        )
         for part in (self._template_tokenizer, self._data_tokenizer):
             part.no_truncation()
             part.no_padding()
-        self._forward_options = _last_logits_option(model)
+        self._packed = PackedModel(model)
         self._end_ids = _end_ids(model, tokenizer)
         self._labels = self._find_labels()
         longest = self._encode("unsafe\n" + ",".join(code_table(version)))
@@ -146,9 +170,10 @@ class TransformersGuardModel:
         room = getattr(model.config, "max_position_embeddings", _DEFAULT_PROMPT_TOKENS)
         room -= len(self._lead) + self._most_answer_tokens
         self.max_prompt_tokens = min(max_prompt_tokens, room)
+        on_cpu = self._model.device.type == "cpu"
         self._worker: BatchWorker[_Item, Assessment] = BatchWorker(
             self._run_batch,
-            max_batch_tokens=max_batch_tokens,
+            max_batch_tokens=max_batch_tokens or (_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS),
             max_queued_tokens=max_queued_tokens,
             max_queued_requests=max_queued_requests,
             name="guardrail-guard-model",
@@ -165,7 +190,7 @@ class TransformersGuardModel:
         dtype: str = "auto",
         attn_implementation: str | None = None,
         max_prompt_tokens: int = _DEFAULT_PROMPT_TOKENS,
-        max_batch_tokens: int = 16384,
+        max_batch_tokens: int | None = None,
     ) -> TransformersGuardModel:
         """Loads weights and tokenizer and asks the canary; blocks, for minutes on a large model.
 
@@ -175,9 +200,10 @@ class TransformersGuardModel:
             version: Whose codes the model writes.
             device_map: Where the weights go, in accelerate's words; None: the CPU.
             dtype: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``.
-            attn_implementation: As transformers names it; None: its default.
+            attn_implementation: As transformers names it, for the check at load; passes use packed attention.
             max_prompt_tokens: Longer prompts are not accepted; the model's own window counts too.
-            max_batch_tokens: Tokens of a forward, padding included; a longer prompt goes alone.
+            max_batch_tokens: Own tokens of a pass, without the shared prefixes; a longer prompt goes alone. None: 1,024
+                on a CPU, 4,096 on a GPU.
 
         Raises:
             MissingExtra: If torch, transformers or accelerate is not installed.
@@ -188,9 +214,7 @@ class TransformersGuardModel:
             raise ConfigurationError(f"expected a dtype of torch such as 'bfloat16', got {dtype!r}")
         options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
         options = {name: value for name, value in options.items() if value is not None}
-        # transformers renamed the argument in 4.56.
-        name = "dtype" if _release(transformers.__version__) >= (4, 56) else "torch_dtype"
-        options[name] = dtype if dtype == "auto" else getattr(torch, dtype)
+        options["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
         where = f"{model_id}@{revision}" if revision else str(model_id)
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(
@@ -232,10 +256,8 @@ class TransformersGuardModel:
         Raises:
             ClassificationError: If it would.
         """
-        ids: list[int] = []
-        for segment in prompt.segments:
-            ids += self._encode_segment(segment)
-        return ids
+        prefix, own = self._encode_parts(prompt)
+        return [*prefix, *own]
 
     def count_tokens(self, prompt: GuardPrompt) -> int:
         """Returns how many tokens a prompt has."""
@@ -269,26 +291,28 @@ class TransformersGuardModel:
             Overloaded: If the queue is full.
             Unavailable: If the model is closed or its worker is lost.
         """
-        encoded = await asyncio.to_thread(lambda: [self.encode(prompt) for prompt in prompts])
-        for ids in encoded:
-            if not 0 < len(ids) <= self.max_prompt_tokens:
+        encoded = await asyncio.to_thread(lambda: [self._encode_parts(prompt) for prompt in prompts])
+        for prefix, own in encoded:
+            count = len(prefix) + len(own)
+            if not 0 < count <= self.max_prompt_tokens:
                 raise ClassificationError(
-                    f"expected a prompt of 1..{self.max_prompt_tokens} tokens, got {len(ids)}, for {self.source}"
+                    f"expected a prompt of 1..{self.max_prompt_tokens} tokens, got {count}, for {self.source}"
                 )
         waiting: list[asyncio.Future[Assessment]] = []
         try:
-            for ids in encoded:
-                waiting.append(asyncio.wrap_future(await self._submit(ids, waiting)))
+            for prefix, own in encoded:
+                item = _Item(prefix, own, time.monotonic())
+                waiting.append(asyncio.wrap_future(await self._submit(item, waiting)))
             return list(await asyncio.gather(*waiting))
         finally:
             for future in waiting:
                 future.cancel()
 
-    async def _submit(self, ids: list[int], waiting: Sequence[asyncio.Future[Assessment]]) -> Future[Assessment]:
+    async def _submit(self, item: _Item, waiting: Sequence[asyncio.Future[Assessment]]) -> Future[Assessment]:
         """Submits a prompt; where this very call fills the queue, waits for its own prompts to leave it."""
         while True:
             try:
-                return self._worker.submit(_Item(ids, time.monotonic()), cost=len(ids))
+                return self._worker.submit(item, cost=len(item.ids))
             except Overloaded:
                 pending = [future for future in waiting if not future.done()]
                 if not pending:
@@ -305,16 +329,25 @@ class TransformersGuardModel:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _encode_segment(self, segment: PromptSegment) -> list[int]:
+    def _encode_parts(self, prompt: GuardPrompt) -> tuple[tuple[int, ...], list[int]]:
+        """Returns a prompt's prefix, which it shares with others of its template and role, and its own tokens."""
+        first, *rest = prompt.segments
+        head = self._encode_segment(first)
+        own = [token for segment in rest for token in self._encode_segment(segment)]
+        if first.is_data or len(head) < _LEAST_PREFIX_TOKENS or not own:
+            return (), [*head, *own]
+        return tuple(head), own
+
+    def _encode_segment(self, segment: PromptSegment) -> Sequence[int]:
         if not segment.is_data:
-            return list(self._template_tokenizer.encode(segment.text, add_special_tokens=False).ids)
+            return self._encode_template(segment.text)
         ids = list(self._data_tokenizer.encode(segment.text, add_special_tokens=False).ids)
         if not self._special_ids.isdisjoint(ids):
             raise ClassificationError(f"{len(segment.text)} characters of message text gave a special token")
         return ids
 
     def _encode(self, text: str) -> list[int]:
-        return self._encode_segment(PromptSegment(text, is_data=True))
+        return list(self._encode_segment(PromptSegment(text, is_data=True)))
 
     # Load: what the model's answers look like in tokens.
 
@@ -352,14 +385,14 @@ class TransformersGuardModel:
         ]
         leads = set()
         for canary in canaries:
-            ids = self.encode(renderer.render(canary))
+            prefix, own = self._encode_parts(renderer.render(canary))
             lead: list[int] = []
-            logits = self._first_logits([ids])[0]
+            logits = self._first_logits(prefix, own)
             while len(lead) < _MOST_LEAD_TOKENS and not self._decode([top := int(logits.argmax())]).strip(" \t\r\n"):
                 if top in self._special_ids:
                     break
                 lead.append(top)
-                logits = self._first_logits([ids + lead])[0]
+                logits = self._first_logits(prefix, [*own, *lead])
             leads.add(tuple(lead))
             shares = logits.float().softmax(dim=-1)
             held = {}
@@ -384,11 +417,16 @@ class TransformersGuardModel:
     # The worker's thread runs what follows; at load, the loading thread does.
 
     def _run_batch(self, items: Sequence[_Item]) -> list[Assessment]:
+        import torch
+
         started = time.monotonic()
         try:
-            results = self._assess_ids([item.ids for item in items])
+            results = self._assess_items(items)
         except GuardrailError:
             raise
+        except torch.OutOfMemoryError as exc:
+            self._worker.halve_batches()
+            raise ClassificationError(f"{self.source} ran out of memory on a batch of {len(items)}") from exc
         except Exception as exc:
             # The type alone: a message of torch could hold values of the batch.
             raise ClassificationError(f"{self.source} failed on a batch of {len(items)}: {type(exc).__name__}") from exc
@@ -398,110 +436,81 @@ class TransformersGuardModel:
             for item, (p, scores, completion) in zip(items, results, strict=True)
         ]
 
-    def _assess_ids(self, prompts: Sequence[list[int]]) -> list[tuple[float, dict[str, float], str]]:
+    def _assess_items(self, items: Sequence[_Item]) -> list[tuple[float, dict[str, float], str]]:
         """Returns (unsafe probability, scores by code, completion) of each prompt."""
-        results: dict[int, tuple[float, dict[str, float], str]] = {}
-        for rows in self._padded_batches(prompts):
-            ids = [[*prompts[row], *self._lead] for row in rows]
-            logits = self._first_logits(ids).float()
-            p_unsafe = logits[:, [self._safe_id, self._unsafe_id]].softmax(dim=-1)[:, 1].tolist()
-            tops = logits.argmax(dim=-1).tolist()
-            texts: dict[int, str] = {}
-            scores: dict[int, dict[str, float]] = {}
-            told = [at for at, p in enumerate(p_unsafe) if p >= _LABELS_FROM]
-            for at, (written, places) in zip(told, self._decode_on(told, ids, self._unsafe_id), strict=True):
-                scores[at] = self._scores(p_unsafe[at], written, places)
-                if tops[at] == self._unsafe_id:
-                    texts[at] = self._text([self._unsafe_id, *written])
-            for at, row in enumerate(rows):
-                if at not in texts and tops[at] == self._safe_id:
-                    texts[at] = "safe"
-                elif at not in texts:  # neither word: what it says instead, which the caller refuses to read
-                    ((written, _),) = self._decode_on([at], ids, tops[at])
-                    texts[at] = self._text([tops[at], *written])
-                results[row] = (p_unsafe[at], scores.get(at, {}), texts[at])
-        return [results[row] for row in range(len(prompts))]
+        from guardrail.models.packed import Document
 
-    def _padded_batches(self, prompts: Sequence[list[int]]) -> Iterable[list[int]]:
-        """Groups prompts of like length, so that no forward exceeds the budget once it is padded."""
-        batch: list[int] = []
-        for row in sorted(range(len(prompts)), key=lambda row: len(prompts[row])):
-            if batch and (len(batch) + 1) * len(prompts[row]) > self._max_batch_tokens:
-                yield batch
-                batch = []
-            batch.append(row)
-        if batch:
-            yield batch
+        run = self._packed.run(
+            [Document(self._packed.prefix(i.prefix) if i.prefix else None, [*i.ids, *self._lead]) for i in items]
+        )
+        p_unsafe = run.logits[:, [self._safe_id, self._unsafe_id]].float().softmax(dim=-1)[:, 1].tolist()
+        tops = run.logits.argmax(dim=-1).tolist()
+        told = [at for at, p in enumerate(p_unsafe) if p >= _LABELS_FROM]
+        scores: dict[int, dict[str, float]] = {}
+        texts = {at: "safe" for at, top in enumerate(tops) if top == self._safe_id}
+        for at, (written, places) in zip(told, self._decode_on(run, told, self._unsafe_id), strict=True):
+            scores[at] = self._scores(p_unsafe[at], written, places)
+            if tops[at] == self._unsafe_id:
+                texts[at] = self._text([self._unsafe_id, *written])
+        for at in range(len(items)):
+            if at not in texts:  # neither word, or an "unsafe" below the threshold: what it says, the caller reads
+                ((written, _),) = self._decode_on(run, [at], tops[at])
+                texts[at] = self._text([tops[at], *written])
+        return [(p_unsafe[at], scores.get(at, {}), texts[at]) for at in range(len(items))]
 
-    def _first_logits(self, rows: Sequence[list[int]]) -> Tensor:
-        """Returns the logits after each row, [rows, vocabulary] on the model's output device."""
-        import torch
+    def _first_logits(self, prefix: tuple[int, ...], own: Sequence[int]) -> Any:
+        """Returns the logits after one prompt, [vocabulary], once two ways of computing them have agreed.
 
-        ids, mask = self._pad_left(rows)
-        with torch.inference_mode():
-            return self._forward(ids, mask, use_cache=False).logits[:, -1]  # type: ignore[no-any-return]
+        Raises:
+            ConfigurationError: If packed passes do not give what the model's own attention gives.
+        """
+        from guardrail.models.packed import Document
+
+        plain = self._packed.plain_logits([*prefix, *own])
+        while True:
+            document = Document(self._packed.prefix(prefix) if prefix else None, own)
+            logits = self._packed.run([document]).logits[0]
+            drift = float((logits.float().softmax(dim=-1) - plain.float().softmax(dim=-1)).abs().max())
+            if drift <= _MOST_DRIFT:  # written so that a drift that is no number is refused
+                return logits
+            if not self._packed.kernels.uses_varlen:
+                raise ConfigurationError(
+                    f"{self.source} cannot be run in packed passes: they differ from its own attention by {drift:.3f} "
+                    "in a probability; only models with the attention of Llama are supported"
+                )
+            logger.warning("%s: flash attention differs by %.3f; plain attention is used", self.source, drift)
+            self._packed.use_plain_kernels()
 
     def _decode_on(
-        self, chosen: Sequence[int], rows: Sequence[list[int]], answer: int
+        self, run: PackedPass, chosen: Sequence[int], answer: int
     ) -> list[tuple[list[int], list[dict[str, float]]]]:
-        """Decodes chosen rows greedily after a given first answer token.
+        """Decodes chosen prompts greedily after a given first answer token.
 
         Returns:
             For each, the tokens after that one, the end token included where it came; and for each place where a label
             could stand, the probability of each code.
         """
-        import torch
-
         if not chosen:
             return []
         written: list[list[int]] = [[] for _ in chosen]
         places: list[list[dict[str, float]]] = [[] for _ in chosen]
-        ids, mask = self._pad_left([[*rows[at], answer] for at in chosen])
         ended = [answer in self._end_ids] * len(chosen)
-        cache = None
-        with torch.inference_mode():
-            for _ in range(self._most_answer_tokens):
-                if all(ended):
-                    break
-                output = self._forward(ids, mask, use_cache=True, past_key_values=cache)
-                cache = output.past_key_values
-                shares = output.logits[:, -1].float().softmax(dim=-1)
-                tops = shares.argmax(dim=-1).tolist()
-                for at, top in enumerate(tops):
-                    if ended[at]:
-                        continue
-                    if answer == self._unsafe_id and self._labels.expects_label(written[at]):
-                        told = shares[at, list(self._labels.codes)].tolist()
-                        places[at].append(dict(zip(self._labels.codes.values(), told, strict=True)))
-                    written[at].append(top)
-                    ended[at] = top in self._end_ids
-                ids = torch.tensor([[top] for top in tops], device=ids.device)
-                mask = torch.cat([mask, mask.new_ones((len(tops), 1))], dim=1)
+        more = run.go_on(chosen, most_tokens=self._most_answer_tokens)
+        tops = [answer] * len(chosen)
+        for _ in range(self._most_answer_tokens):
+            if all(ended):
+                break
+            shares = more.step(tops).float().softmax(dim=-1)
+            tops = shares.argmax(dim=-1).tolist()
+            for at, top in enumerate(tops):
+                if ended[at]:
+                    continue
+                if answer == self._unsafe_id and self._labels.expects_label(written[at]):
+                    told = shares[at, list(self._labels.codes)].tolist()
+                    places[at].append(dict(zip(self._labels.codes.values(), told, strict=True)))
+                written[at].append(top)
+                ended[at] = top in self._end_ids
         return list(zip(written, places, strict=True))
-
-    def _forward(self, ids: Tensor, mask: Tensor, **options: Any) -> Any:
-        """Runs the model on the last ``ids.shape[1]`` positions of ``mask``.
-
-        Args:
-            ids: int64 [rows, new tokens], left-padded, on the model's input device.
-            mask: int64 [rows, all tokens], 0 where padding stands.
-            options: For the model's ``forward``.
-        """
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -ids.shape[1] :]
-        return self._model(
-            input_ids=ids, attention_mask=mask, position_ids=positions, **self._forward_options, **options
-        )
-
-    def _pad_left(self, rows: Sequence[list[int]]) -> tuple[Tensor, Tensor]:
-        import torch
-
-        width = max(map(len, rows))
-        device = self._model.get_input_embeddings().weight.device
-        if device.type == "meta":  # weights that accelerate keeps elsewhere; its hooks move the inputs
-            device = torch.device("cpu")
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=device)
-        return ids, mask
 
     def _scores(self, p_unsafe: float, written: Sequence[int], places: Sequence[dict[str, float]]) -> dict[str, float]:
         if not places or not math.isfinite(p_unsafe):
@@ -532,18 +541,6 @@ def _import_backend(*, needs_accelerate: bool) -> tuple[Any, Any]:
     if needs_accelerate and importlib.util.find_spec("accelerate") is None:
         raise MissingExtra("a device map needs accelerate: pip install 'guardrail[gpu]'")
     return torch, transformers
-
-
-def _release(version: str) -> tuple[int, int]:
-    major, minor = version.split(".")[:2]
-    return int(major), int(minor)
-
-
-def _last_logits_option(model: Any) -> dict[str, int]:
-    """Asks for the last position's logits alone, by the name that this release of transformers has for it."""
-    known: Callable[..., Any] = type(model).forward
-    names = inspect.signature(known).parameters
-    return next(({name: 1} for name in ("logits_to_keep", "num_logits_to_keep") if name in names), {})
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
