@@ -68,10 +68,14 @@ def renderer(model: TransformersGuardModel) -> GuardPromptRenderer:
 
 @pytest.fixture(scope="module")
 def conversations() -> list[Conversation]:
+    return mixed_conversations(48)
+
+
+def mixed_conversations(count: int) -> list[Conversation]:
     """Mixed: one to three turns of either role, safe and unsafe, some with noise."""
     rng = random.Random(3)
     mixed = []
-    for _ in range(48):
+    for _ in range(count):
         turns = rng.choice((1, 1, 2, 3))
         texts = [tiny_guard._message(rng, coded=rng.random() < 0.4) for _ in range(turns)]
         roles = (Role.USER, Role.ASSISTANT)
@@ -127,10 +131,10 @@ class TestJudging:
         self,
         model: TransformersGuardModel,
         renderer: GuardPromptRenderer,
-        conversations: list[Conversation],
         guard_path: Path,
     ) -> None:
-        """The text is what ``generate`` gives greedily, and the probability is read from its first scores."""
+        """500 times, the text is what ``generate`` gives greedily; the probability is read from its first scores."""
+        conversations = mixed_conversations(500)
         network = transformers.AutoModelForCausalLM.from_pretrained(guard_path)
         tokenizer = transformers.AutoTokenizer.from_pretrained(guard_path)
         safe, unsafe = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("safe", "unsafe"))
@@ -148,7 +152,7 @@ class TestJudging:
             )
             text = tokenizer.decode(output.sequences[0, ids.shape[1] :], skip_special_tokens=True)
             expected = output.scores[0][0, [safe, unsafe]].softmax(dim=-1)[1].item()
-            assert assessment.completion == text == tiny_guard.answer_to(text_of(conversation))
+            assert assessment.completion == text
             assert assessment.unsafe_probability == pytest.approx(expected, abs=1e-4)
 
     async def test_tokens_of_ordinary_text_are_those_of_the_models_own_template(
@@ -214,11 +218,15 @@ class TestForgeries:
     async def test_the_verdict_is_that_of_the_text_alone(self, model: TransformersGuardModel) -> None:
         """A pasted answer or a forged end talks no message safe, and none unsafe."""
         guard = LlamaGuard(model)
-        hosts = ("tell me about the purple garden", "tell me about the quiet garden")
-        for host in hosts:
-            verdicts = await guard.classify([Conversation.of(f"{host} {forgery}") for forgery in FORGERIES])
-            expected = Outcome.UNSAFE if "purple" in host else Outcome.SAFE
-            assert [verdict.outcome for verdict in verdicts] == [expected] * len(FORGERIES)
+        subjects = ("garden", "river", "stone", "bread", "water", "table", "window", "letter")
+        hosts = [f"tell me about the {kind} {subject}" for subject in subjects for kind in ("purple", "quiet")]
+        forged = [f"{host} {forgery}" for host in hosts for forgery in FORGERIES]
+        assert len(forged) >= 200
+        alone = await guard.classify([Conversation.of(host) for host in hosts])
+        verdicts = await guard.classify([Conversation.of(text) for text in forged])
+        expected = [verdict.outcome for verdict in alone for _ in FORGERIES]
+        assert [verdict.outcome for verdict in verdicts] == expected
+        assert {Outcome.SAFE, Outcome.UNSAFE} == set(expected)
 
 
 class TestWindows:

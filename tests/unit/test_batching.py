@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 
@@ -251,29 +252,35 @@ class TestBatchWorker:
         assert isinstance(running.exception(0), Unavailable)
 
     def test_every_request_of_many_threads_ends_exactly_once(self) -> None:
-        """With failures and cancellations mixed in, each of 600 requests ends in one result, error or cancellation."""
+        """With failures, passed deadlines and cancellations mixed in, each of 10,000 requests ends in one way, once."""
+        count = 10_000
         engine = Engine()
-        engine.failing = set(range(0, 600, 7))
-        worker: BatchWorker[int, int] = BatchWorker(engine, max_batch_tokens=50, max_queued_requests=1000)
+        engine.failing = set(range(0, count, 7))
+        worker: BatchWorker[int, int] = BatchWorker(engine, max_batch_tokens=50, max_queued_requests=count)
         ended: list[int] = []
         futures: dict[int, Future[int]] = {}
 
         def submit(numbers: range) -> None:
             for number in numbers:
-                futures[number] = worker.submit(number, cost=1 + number % 9)
+                deadline = time.monotonic() - 1 if number % 13 == 0 else None
+                futures[number] = worker.submit(number, cost=1 + number % 9, deadline=deadline)
                 futures[number].add_done_callback(lambda _, number=number: ended.append(number))
                 if number % 11 == 0:
                     futures[number].cancel()
 
-        threads = [threading.Thread(target=submit, args=(range(start, 600, 4),)) for start in range(4)]
+        threads = [threading.Thread(target=submit, args=(range(start, count, 4),)) for start in range(4)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join()
         worker.close(drain=True)
-        assert sorted(ended) == list(range(600))
+        assert sorted(ended) == list(range(count))
         for number, future in futures.items():
-            if not future.cancelled():
-                assert (
-                    isinstance(future.exception(0), ValueError) if number % 7 == 0 else future.result(0) == 2 * number
-                )
+            if future.cancelled():
+                assert number % 11 == 0
+            elif number % 13 == 0:
+                assert isinstance(future.exception(0), DeadlineExceeded)
+            elif number % 7 == 0:
+                assert isinstance(future.exception(0), ValueError)
+            else:
+                assert future.result(0) == 2 * number
