@@ -35,9 +35,8 @@ import gc
 import hashlib
 import importlib.util
 import logging
-import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
@@ -46,6 +45,7 @@ from typing import TYPE_CHECKING, Any
 
 from guardrail.batching import BatchWorker
 from guardrail.errors import ClassificationError, ConfigurationError, GuardrailError, MissingExtra, Overloaded
+from guardrail.models.labels import LabelTokens
 from guardrail.prompt import GuardPromptRenderer
 from guardrail.taxonomy import GuardVersion, code_table
 from guardrail.verdict import Assessment, Conversation, GuardPrompt, PromptSegment, Role, Source, Timing
@@ -88,28 +88,6 @@ class _Item:
     prefix: tuple[int, ...]
     ids: list[int]
     submitted: float
-
-
-@dataclass(frozen=True, slots=True)
-class _Labels:
-    """How the codes are spelled in tokens after ``unsafe``.
-
-    Attributes:
-        first: Tokens between ``unsafe`` and the token that tells the codes apart, at the first label.
-        later: The same between two labels, from the token after the first label's.
-        codes: Distinguishing token -> code.
-    """
-
-    first: tuple[int, ...]
-    later: tuple[int, ...]
-    codes: Mapping[int, str]
-
-    def expects_label(self, written: Sequence[int]) -> bool:
-        """Whether the next token after ``unsafe`` and these tells codes apart."""
-        if len(written) <= len(self.first):
-            return tuple(written) == self.first
-        cut = len(written) - len(self.later)
-        return tuple(written[cut:]) == self.later and written[cut - 1] in self.codes
 
 
 class TransformersGuardModel:
@@ -161,7 +139,7 @@ class TransformersGuardModel:
             part.no_padding()
         self._packed = PackedModel(model)
         self._end_ids = _end_ids(model, tokenizer)
-        self._labels = self._find_labels()
+        self._labels = LabelTokens.find(self._encode, list(code_table(version)), source=str(source))
         longest = self._encode("unsafe\n" + ",".join(code_table(version)))
         self._most_answer_tokens = len(longest) + 4
         self._lead: tuple[int, ...] = ()
@@ -351,31 +329,6 @@ class TransformersGuardModel:
 
     # Load: what the model's answers look like in tokens.
 
-    def _find_labels(self) -> _Labels:
-        """Finds the tokens that tell the codes apart, at the first label and at later ones."""
-        codes = list(code_table(self.version))
-        # The answer's first token is what a decision is read from; the rest of the word, if any, comes with the label.
-        opening = self._encode("unsafe")[:1]
-        first, told = self._told_apart("unsafe\n", codes, after=opening)
-        before = f"unsafe\n{codes[0]}"
-        later, told_later = self._told_apart(f"{before},", codes, after=self._encode(before))
-        if told != told_later:
-            raise ConfigurationError(f"{self.source} spells its codes in other tokens after a comma; not supported")
-        return _Labels(first, later, told)
-
-    def _told_apart(
-        self, text: str, codes: Sequence[str], *, after: list[int]
-    ) -> tuple[tuple[int, ...], dict[int, str]]:
-        spelled = [self._encode(text + code) for code in codes]
-        shared = {tuple(ids[len(after) : -1]) for ids in spelled}
-        told = {ids[-1]: code for ids, code in zip(spelled, codes, strict=True)}
-        if len(shared) != 1 or len(told) != len(codes) or any(ids[: len(after)] != after for ids in spelled):
-            raise ConfigurationError(
-                f"{self.source} must spell its {len(codes)} codes as shared tokens and one token of their own each; "
-                "this tokenizer does not, so their probabilities cannot be read at one place"
-            )
-        return shared.pop(), told
-
     def _answers_at_load(self) -> None:
         """Finds the white space before answers and the answers' first tokens, on a canary of each role."""
         renderer = GuardPromptRenderer(self.apply_template, special_tokens=self.special_tokens)
@@ -449,7 +402,7 @@ class TransformersGuardModel:
         scores: dict[int, dict[str, float]] = {}
         texts = {at: "safe" for at, top in enumerate(tops) if top == self._safe_id}
         for at, (written, places) in zip(told, self._decode_on(run, told, self._unsafe_id), strict=True):
-            scores[at] = self._scores(p_unsafe[at], written, places)
+            scores[at] = self._labels.scores(p_unsafe[at], written, places)
             if tops[at] == self._unsafe_id:
                 texts[at] = self._text([self._unsafe_id, *written])
         for at in range(len(items)):
@@ -511,18 +464,6 @@ class TransformersGuardModel:
                 written[at].append(top)
                 ended[at] = top in self._end_ids
         return list(zip(written, places, strict=True))
-
-    def _scores(self, p_unsafe: float, written: Sequence[int], places: Sequence[dict[str, float]]) -> dict[str, float]:
-        if not places or not math.isfinite(p_unsafe):
-            return {}
-        scores = {code: p_unsafe * max(place[code] for place in places) for code in places[0]}
-        named = {
-            self._labels.codes[token]
-            for at, token in enumerate(written)
-            if token in self._labels.codes and self._labels.expects_label(written[:at])
-        }
-        least = max((score for code, score in scores.items() if code not in named), default=0.0)
-        return {code: max(score, least) if code in named else score for code, score in scores.items()}
 
     def _text(self, answer: list[int]) -> str:
         ends = answer[-1] in self._end_ids
