@@ -282,12 +282,20 @@ class Continuation:
             self._values = [_padded(tensor, chosen, most_tokens) for tensor in state.values]
         self._groups = groups
 
-    def step(self, tokens: Sequence[int]) -> Tensor:
-        """Appends one token to each document; returns the logits after it, [documents, vocabulary]."""
+    def step(self, tokens: Sequence[int], *, keeps: bool = True) -> Tensor:
+        """Appends one token to each document.
+
+        Args:
+            tokens: One for each document.
+            keeps: False only looks what would come: the next step takes this one's place.
+
+        Returns:
+            The logits after it, [documents, vocabulary].
+        """
         row = [tokens[i] for i in self._order]
         positions = [d.first_position + n + self._step for d, n in zip(self._row, self._lengths, strict=True)]
         logits = self._model.step(row, positions, self)
-        self._step += 1
+        self._step += keeps
         back = [0] * len(row)
         for at, i in enumerate(self._order):
             back[i] = at

@@ -15,10 +15,10 @@ space that the model writes before its answer (Llama Guard 3: ``"\n\n"``) become
 is refused when the two answers do not hold most of the probability.
 
 **Labels.** Prompts with ``unsafe_probability`` of at least 0.05 are decoded on greedily after ``unsafe``. At each
-place where a label can stand, the probability of code ``c`` is that of the token in which its spelling differs from
-the other codes'. The score of ``c`` is ``unsafe_probability`` times the highest such probability over the places, each
-given the greedy text before it; a code that the text names never scores below one that it does not. Below 0.05 there
-are no scores.
+place where a label can stand, the probability of code ``c`` is that of the tokens that tell it from the other codes
+(:mod:`guardrail.models.labels`). The score of ``c`` is ``unsafe_probability`` times the highest such probability over
+the places, each given the greedy text before it; a code that the text names never scores below one that it does not.
+Below 0.05 there are no scores.
 
 **Completion.** What greedy decoding gives, up to the end token: the text after ``unsafe``, or ``safe``, of which the
 first token alone is read. A text that does not end in time has ``…`` at its end, which no grammar allows.
@@ -51,6 +51,8 @@ from guardrail.taxonomy import GuardVersion, code_table
 from guardrail.verdict import Assessment, Conversation, GuardPrompt, PromptSegment, Role, Source, Timing
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from guardrail.models.packed import PackedPass
 
 __all__ = ["TransformersGuardModel"]
@@ -448,19 +450,29 @@ class TransformersGuardModel:
         written: list[list[int]] = [[] for _ in chosen]
         places: list[list[dict[str, float]]] = [[] for _ in chosen]
         ended = [answer in self._end_ids] * len(chosen)
-        more = run.go_on(chosen, most_tokens=self._most_answer_tokens)
+        more = run.go_on(chosen, most_tokens=self._most_answer_tokens + 1)
         tops = [answer] * len(chosen)
         for _ in range(self._most_answer_tokens):
             if all(ended):
                 break
             shares = more.step(tops).float().softmax(dim=-1)
+            is_label = answer == self._unsafe_id
+            at_place = {
+                at for at, text in enumerate(written) if is_label and not ended[at] and self._labels.expects_label(text)
+            }
+            # What would follow a token that several codes begin with; with Llama 3's tokenizer there is none.
+            branches = {
+                token: more.step([token] * len(chosen), keeps=False).float().softmax(dim=-1)
+                for token in (self._labels.branches if at_place else ())
+            }
             tops = shares.argmax(dim=-1).tolist()
             for at, top in enumerate(tops):
                 if ended[at]:
                     continue
-                if answer == self._unsafe_id and self._labels.expects_label(written[at]):
-                    told = shares[at, list(self._labels.codes)].tolist()
-                    places[at].append(dict(zip(self._labels.codes.values(), told, strict=True)))
+                if at in at_place:
+                    share = _read(shares[at], self._labels.tokens)
+                    after = {t: _read(rows[at], list(self._labels.branches[t])) for t, rows in branches.items()}
+                    places[at].append(self._labels.at_place(share, after))
                 written[at].append(top)
                 ended[at] = top in self._end_ids
         return list(zip(written, places, strict=True))
@@ -482,6 +494,10 @@ def _import_backend(*, needs_accelerate: bool) -> tuple[Any, Any]:
     if needs_accelerate and importlib.util.find_spec("accelerate") is None:
         raise MissingExtra("a device map needs accelerate: pip install 'guardrail[gpu]'")
     return torch, transformers
+
+
+def _read(row: Tensor, tokens: list[int]) -> dict[int, float]:
+    return dict(zip(tokens, row[tokens].tolist(), strict=True))
 
 
 def _end_ids(model: Any, tokenizer: Any) -> frozenset[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import re
 import sys
@@ -184,6 +185,42 @@ class TestJudging:
         assert model._decode(list(model._lead)) == "\n\n"
         assert [verdict.outcome for verdict in verdicts] == [Outcome.SAFE, Outcome.UNSAFE]
         assert verdicts[1].categories == (HazardCategory.INDISCRIMINATE_WEAPONS,)
+
+
+async def test_codes_that_begin_alike_are_told_by_their_branches(tmp_path: Path) -> None:
+    """Where digits are tokens, S1, S10 and S11 share the first: each has the probability of its own tokens."""
+    path = tiny_guard.build_tiny_guard(tmp_path, splits_digits=True)
+    model = TransformersGuardModel.load(path, device_map=None, dtype="float32")
+    try:
+        network = transformers.AutoModelForCausalLM.from_pretrained(path)
+        renderer = GuardPromptRenderer(model.apply_template, special_tokens=model.special_tokens)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(path)
+        for text, codes in (("a silver stone", "S10"), ("purple and silver", "S1,S10"), ("purple paper", "S1")):
+            prompt = renderer.render(Conversation.of(text))
+            (assessment,) = await model.assess([prompt])
+            assert assessment.completion == f"unsafe\n{codes}"
+            assert list(assessment.scores) == [f"S{n}" for n in range(1, 12)]
+
+            def share(written: str, *, prompt: GuardPrompt = prompt) -> float:
+                """Probability of a text after the prompt, token by token, as the model alone gives it."""
+                start = model.encode(prompt)
+                ids = [*start, *tokenizer.encode(written, add_special_tokens=False)]
+                with torch.inference_mode():
+                    logs = network(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+                return sum(float(logs[at - 1, ids[at]]) for at in range(len(start), len(ids)))
+
+            first = "unsafe\n"
+            opening = share(first + "S")
+            p_s10, p_s11 = (math.exp(share(first + code) - opening) for code in ("S10", "S11"))
+            p_s1 = math.exp(share(first + "S1") - opening) - p_s10 - p_s11
+            expected = {"S1": p_s1, "S10": p_s10, "S11": p_s11}
+            named = codes.split(",")
+            for code, p in expected.items():
+                if len(named) == 1:  # with a second label there is a second place, where a code may be likelier
+                    assert assessment.scores[code] == pytest.approx(assessment.unsafe_probability * p, abs=1e-4)
+            assert min(assessment.scores[code] for code in named) > 0.5
+    finally:
+        model.close()
 
 
 class TestForgeries:

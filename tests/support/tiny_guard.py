@@ -56,17 +56,20 @@ VOCABULARY = (
 WORDS = VOCABULARY.split()
 
 
-def build_tiny_guard(path: Path, *, lead: str = "", steps: int = 160, seed: int = 7) -> Path:
+def build_tiny_guard(
+    path: Path, *, lead: str = "", splits_digits: bool = False, steps: int = 160, seed: int = 7
+) -> Path:
     r"""Trains the guard and saves it as safetensors with its tokenizer.
 
     Args:
         path: The folder to write.
         lead: White space before each answer; Llama Guard 3 writes ``"\n\n"``.
+        splits_digits: Whether each digit is a token, so that S1 and S10 begin alike; Llama 3 keeps three together.
         steps: Of 16 conversations each.
         seed: For weights and conversations.
     """
     rng = random.Random(seed)
-    tokenizer = _train_tokenizer(rng)
+    tokenizer = _train_tokenizer(rng, splits_digits=splits_digits)
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -95,9 +98,10 @@ def answer_to(text: str) -> str:
     return "unsafe\n" + ",".join(codes) if codes else "safe"
 
 
-def _train_tokenizer(rng: random.Random) -> PreTrainedTokenizerFast:
+def _train_tokenizer(rng: random.Random, *, splits_digits: bool) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(LLAMA_3_SPLIT), behavior="isolated")
+    pattern = LLAMA_3_SPLIT.replace(r"\p{N}{1,3}", r"\p{N}") if splits_digits else LLAMA_3_SPLIT
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
