@@ -47,16 +47,24 @@ def _embedded(settings: Settings) -> HazardClassifier:
 def _llama_guard(version: GuardVersion) -> Callable[[Settings], HazardClassifier]:
     def build(settings: Settings) -> HazardClassifier:
         from guardrail.llama_guard import LlamaGuard
+        from guardrail.models.replicas import ReplicatedGuardModel
         from guardrail.models.transformers import TransformersGuardModel
 
-        model = TransformersGuardModel.load(
-            settings.model_path or _WEIGHTS[version],
-            revision=settings.model_revision,
-            version=version,
-            device_map=settings.device_map,
-            dtype=settings.dtype,
-        )
-        return LlamaGuard(model)
+        def load(device_map: str | dict[str, int]) -> TransformersGuardModel:
+            return TransformersGuardModel.load(
+                settings.model_path or _WEIGHTS[version],
+                revision=settings.model_revision,
+                version=version,
+                device_map=device_map,
+                dtype=settings.dtype,
+                quantization=settings.quantization,
+            )
+
+        if settings.replicas == 1:
+            return LlamaGuard(load(settings.device_map))
+        if settings.device_map != "auto":
+            raise ConfigurationError("GUARDRAIL_REPLICAS puts one copy on each GPU: leave GUARDRAIL_DEVICE_MAP unset")
+        return LlamaGuard(ReplicatedGuardModel([load({"": gpu}) for gpu in range(settings.replicas)]))
 
     return build
 

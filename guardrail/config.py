@@ -6,6 +6,8 @@
 ``GUARDRAIL_MODEL_REVISION``  Revision (commit) of the weights on the hub
 ``GUARDRAIL_DEVICE_MAP``    Where the weights go, in accelerate's words; default ``auto``
 ``GUARDRAIL_DTYPE``         Number type of the weights; default ``auto``
+``GUARDRAIL_QUANTIZATION``  ``8bit`` or ``4bit``: weights quantised by bitsandbytes; default: not
+``GUARDRAIL_REPLICAS``      Copies of the guard model, GPU by GPU, for throughput; default 1
 ``GUARDRAIL_POLICY``        ``default``, ``strict``, ``monitor``, or a YAML file
 ``GUARDRAIL_CODE_SHIELD``   Whether code blocks are examined; default ``true``
 ``GUARDRAIL_SEMGREP``       The semgrep executable, where it is not beside Python or on ``PATH``
@@ -14,6 +16,8 @@
 """
 
 from __future__ import annotations
+
+from typing import Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -33,6 +37,8 @@ class Settings(BaseSettings):
     model_revision: str | None = None
     device_map: str = "auto"
     dtype: str = "auto"
+    quantization: Literal["8bit", "4bit"] | None = None
+    replicas: int = Field(default=1, ge=1, le=64)
     policy: str = "default"
     code_shield: bool = True
     semgrep: str | None = None

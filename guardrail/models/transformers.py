@@ -36,7 +36,7 @@ import hashlib
 import importlib.util
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import pairwise
@@ -166,8 +166,9 @@ class TransformersGuardModel:
         *,
         revision: str | None = None,
         version: GuardVersion = GuardVersion.LLAMA_GUARD_2,
-        device_map: str | None = "auto",
+        device_map: str | Mapping[str, int] | None = "auto",
         dtype: str = "auto",
+        quantization: str | None = None,
         attn_implementation: str | None = None,
         max_prompt_tokens: int = _DEFAULT_PROMPT_TOKENS,
         max_batch_tokens: int | None = None,
@@ -180,6 +181,7 @@ class TransformersGuardModel:
             version: Whose codes the model writes.
             device_map: Where the weights go, in accelerate's words; None: the CPU.
             dtype: ``"auto"``, ``"bfloat16"``, ``"float16"`` or ``"float32"``.
+            quantization: ``"8bit"`` or ``"4bit"``: bitsandbytes quantises the weights as they come; None: as they are.
             attn_implementation: As transformers names it, for the check at load; passes use packed attention.
             max_prompt_tokens: Longer prompts are not accepted; the model's own window counts too.
             max_batch_tokens: Own tokens of a pass, without the shared prefixes; a longer prompt goes alone. None: 1,024
@@ -194,6 +196,8 @@ class TransformersGuardModel:
             raise ConfigurationError(f"expected a dtype of torch such as 'bfloat16', got {dtype!r}")
         options: dict[str, Any] = {"device_map": device_map, "attn_implementation": attn_implementation}
         options = {name: value for name, value in options.items() if value is not None}
+        if quantization is not None:
+            options["quantization_config"] = _quantization(transformers, quantization)
         options["dtype"] = dtype if dtype == "auto" else getattr(torch, dtype)
         where = f"{model_id}@{revision}" if revision else str(model_id)
         try:
@@ -494,6 +498,14 @@ def _import_backend(*, needs_accelerate: bool) -> tuple[Any, Any]:
     if needs_accelerate and importlib.util.find_spec("accelerate") is None:
         raise MissingExtra("a device map needs accelerate: pip install 'guardrail[gpu]'")
     return torch, transformers
+
+
+def _quantization(transformers: Any, name: str) -> Any:
+    if name not in ("8bit", "4bit"):
+        raise ConfigurationError(f"expected a quantization of '8bit' or '4bit', got {name!r}")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise MissingExtra("quantised weights need bitsandbytes: pip install bitsandbytes")
+    return transformers.BitsAndBytesConfig(**{f"load_in_{name}": True})
 
 
 def _read(row: Tensor, tokens: list[int]) -> dict[int, float]:

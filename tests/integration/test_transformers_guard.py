@@ -356,6 +356,13 @@ class TestLifecycle:
         with pytest.raises(ConfigurationError, match="dtype"):
             TransformersGuardModel.load(guard_path, device_map=None, dtype="float17")
 
+    def test_quantisation_is_asked_for_by_name_and_needs_its_package(self, guard_path: Path) -> None:
+        """A word that means nothing is refused; without bitsandbytes the error says what to install."""
+        with pytest.raises(ConfigurationError, match="8bit"):
+            TransformersGuardModel.load(guard_path, device_map=None, quantization="int3")
+        with pytest.raises(MissingExtra, match="pip install bitsandbytes"):
+            TransformersGuardModel.load(guard_path, device_map=None, quantization="8bit")
+
     def test_a_missing_package_names_what_to_install(self, guard_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without transformers the error is a pip command."""
         monkeypatch.setitem(sys.modules, "transformers", None)

@@ -40,6 +40,21 @@ class TestModel:
         build_classifier(Settings())
         assert len(asked) == 1
 
+    def test_replicas_are_copies_gpu_by_gpu(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Each copy is loaded onto a GPU of its own."""
+        asked: list[object] = []
+
+        def load(model_id: str, **options: object) -> object:
+            asked.append(options["device_map"])
+            raise ConfigurationError("no weights here")
+
+        monkeypatch.setattr("guardrail.models.transformers.TransformersGuardModel.load", load)
+        with pytest.raises(ConfigurationError, match="no weights"):
+            build_classifier(Settings(model="llama-guard-2", replicas=2))
+        assert asked == [{"": 0}]
+        with pytest.raises(ConfigurationError, match="DEVICE_MAP"):
+            build_classifier(Settings(model="llama-guard-2", replicas=2, device_map="cuda:0"))
+
     def test_an_unknown_model_names_the_known_ones(self) -> None:
         """The error says what could have been meant."""
         with pytest.raises(ConfigurationError, match="llama-guard-2"):
