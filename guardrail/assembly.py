@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from guardrail.config import Settings, load_settings
 from guardrail.errors import ConfigurationError, MissingExtra
@@ -22,6 +23,9 @@ from guardrail.pipeline import Guard
 from guardrail.policy import Policy, load_policy
 from guardrail.protocols import HazardClassifier
 from guardrail.taxonomy import GuardVersion
+
+if TYPE_CHECKING:
+    from guardrail.models.openai_compatible import OpenAIGuardModel
 
 __all__ = ["build_classifier", "build_guard", "default_guard", "model_names"]
 
@@ -47,6 +51,14 @@ def _embedded(settings: Settings) -> HazardClassifier:
 def _llama_guard(version: GuardVersion) -> Callable[[Settings], HazardClassifier]:
     def build(settings: Settings) -> HazardClassifier:
         from guardrail.llama_guard import LlamaGuard
+
+        if settings.guard_url is not None:
+            if settings.replicas != 1 or settings.quantization is not None:
+                raise ConfigurationError(
+                    "GUARDRAIL_REPLICAS and GUARDRAIL_QUANTIZATION are for a model in this process: with "
+                    "GUARDRAIL_GUARD_URL leave them unset"
+                )
+            return LlamaGuard(_remote_guard_model(settings, settings.guard_url, version))
         from guardrail.models.replicas import ReplicatedGuardModel
         from guardrail.models.transformers import TransformersGuardModel
 
@@ -69,10 +81,24 @@ def _llama_guard(version: GuardVersion) -> Callable[[Settings], HazardClassifier
     return build
 
 
+def _remote_guard_model(settings: Settings, url: str, version: GuardVersion) -> OpenAIGuardModel:
+    from guardrail.models.openai_compatible import OpenAIGuardModel
+
+    weights = settings.model_path or _WEIGHTS[version]
+    return OpenAIGuardModel.load(
+        url,
+        settings.guard_model or weights,
+        tokenizer=weights,
+        revision=settings.model_revision,
+        version=version,
+        api_key=settings.guard_api_key.get_secret_value() if settings.guard_api_key is not None else None,
+    )
+
+
 def _auto(settings: Settings) -> HazardClassifier:
-    """Llama Guard 2 where its weights and a GPU are at hand, else the embedded model."""
+    """Llama Guard 2 where a server or its weights and a GPU are at hand, else the embedded model."""
     version = GuardVersion.LLAMA_GUARD_2
-    if settings.model_path or (_has_gpu() and _has_weights(_WEIGHTS[version])):
+    if settings.guard_url or settings.model_path or (_has_gpu() and _has_weights(_WEIGHTS[version])):
         return _llama_guard(version)(settings)
     return _embedded(settings)
 

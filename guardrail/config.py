@@ -8,6 +8,9 @@
 ``GUARDRAIL_DTYPE``         Number type of the weights; default ``auto``
 ``GUARDRAIL_QUANTIZATION``  ``8bit`` or ``4bit``: weights quantised by bitsandbytes; default: not
 ``GUARDRAIL_REPLICAS``      Copies of the guard model, GPU by GPU, for throughput; default 1
+``GUARDRAIL_GUARD_URL``     An OpenAI-compatible server (vLLM, TGI, llama.cpp) that runs the guard model
+``GUARDRAIL_GUARD_API_KEY``  Its bearer token
+``GUARDRAIL_GUARD_MODEL``   The model's name there; default: the Hub id
 ``GUARDRAIL_POLICY``        ``default``, ``strict``, ``monitor``, or a YAML file
 ``GUARDRAIL_CODE_SHIELD``   Whether code blocks are examined; default ``true``
 ``GUARDRAIL_SEMGREP``       The semgrep executable, where it is not beside Python or on ``PATH``
@@ -19,7 +22,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from guardrail.errors import ConfigurationError
@@ -39,6 +42,9 @@ class Settings(BaseSettings):
     dtype: str = "auto"
     quantization: Literal["8bit", "4bit"] | None = None
     replicas: int = Field(default=1, ge=1, le=64)
+    guard_url: str | None = None
+    guard_api_key: SecretStr | None = None
+    guard_model: str | None = None
     policy: str = "default"
     code_shield: bool = True
     semgrep: str | None = None

@@ -1,8 +1,8 @@
 """A generator behind ``POST /v1/chat/completions``: vLLM, TGI, the llama.cpp server, Ollama, and OpenAI itself.
 
-One request an attempt, not streamed. What may pass by itself is tried again, with a pause that doubles: a lost
-connection, 429 and 5xx. Everything else, a timeout included, is a ``GenerationError``, whose words name the server and
-the status and never what was asked or answered.
+One request an attempt, not streamed. What may pass by itself is tried again (:mod:`guardrail.upstream`). Everything
+else, a timeout included, is a ``GenerationError``, whose words name the server and the status and never what was asked
+or answered.
 
 Source: OpenAI API reference, "Create chat completion".
 """
@@ -10,14 +10,14 @@ Source: OpenAI API reference, "Create chat completion".
 from __future__ import annotations
 
 import asyncio
-import math
 import weakref
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from guardrail.errors import ConfigurationError, GenerationError, MissingExtra
+from guardrail.errors import GenerationError, MissingExtra
 from guardrail.generators import chat_messages
+from guardrail.upstream import Attempts, Endpoint, UpstreamError
 from guardrail.verdict import Conversation
 
 try:
@@ -55,16 +55,7 @@ class OpenAIGenerator:
         backoff_s: float = 0.25,
         parameters: Mapping[str, object] = MappingProxyType({}),
     ) -> None:
-        try:
-            url = httpx.URL(base_url)
-        except httpx.InvalidURL as exc:
-            raise ConfigurationError(f"expected a URL like http://127.0.0.1:8000, got one that is none: {exc}") from exc
-        if url.scheme not in ("http", "https") or not url.host:
-            raise ConfigurationError(f"expected a URL like http://127.0.0.1:8000, got scheme {url.scheme!r}")
-        path = url.path.rstrip("/").removesuffix("/v1")
-        self._url = url.copy_with(path=f"{path}/v1/chat/completions")
-        # Named in errors: a URL may hold a password.
-        self._server = f"{url.host}:{url.port}" if url.port else url.host
+        self._endpoint = Endpoint.parse(base_url, "chat/completions")
         self._model = model
         self._headers = {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
         self._timeout_s = timeout_s
@@ -93,23 +84,23 @@ class OpenAIGenerator:
             "messages": chat_messages(conversation, feedback),
             "stream": False,
         }
-        problem = ""
-        for number in range(self._retries + 1):
-            if number:
-                await asyncio.sleep(self._backoff_s * math.pow(2, number - 1))
+        attempts = Attempts(
+            self._endpoint.name, retries=self._retries, backoff_s=self._backoff_s, timeout_s=self._timeout_s
+        )
+        while True:
+            failure: httpx.Response | httpx.RequestError
             try:
-                response = await self._client().post(self._url, json=body)
-            except httpx.TimeoutException as exc:
-                raise GenerationError(f"{self._server} gave no answer within {self._timeout_s:g} s") from exc
-            except httpx.TransportError as exc:
-                problem = f"the connection failed ({type(exc).__name__})"
-                continue
-            if response.status_code == httpx.codes.OK:
-                return self._read(response)
-            problem = f"it answered HTTP {response.status_code}"
-            if response.status_code != httpx.codes.TOO_MANY_REQUESTS and not response.is_server_error:
-                break
-        raise GenerationError(f"{self._server} gave no answer: {problem}, at request {number + 1}")
+                response = await self._client().post(self._endpoint.url, json=body)
+                if response.status_code == httpx.codes.OK:
+                    return self._read(response)
+                failure = response
+            except httpx.RequestError as exc:
+                failure = exc
+            try:
+                pause_s = attempts.after(failure)
+            except UpstreamError as exc:
+                raise GenerationError(str(exc)) from exc
+            await asyncio.sleep(pause_s)
 
     async def aclose(self) -> None:
         """Closes the connections of this event loop."""
@@ -130,14 +121,14 @@ class OpenAIGenerator:
             answer: Any = response.json()
         except ValueError:
             raise GenerationError(
-                f"{self._server} answered {len(response.content)} bytes that are not JSON; is it a chat API?"
+                f"{self._endpoint.name} answered {len(response.content)} bytes that are not JSON; is it a chat API?"
             ) from None  # the cause would carry the text
         try:
             content = answer["choices"][0]["message"]["content"]
         except (KeyError, IndexError, TypeError):
-            raise GenerationError(f"{self._server} answered without choices[0].message.content") from None
+            raise GenerationError(f"{self._endpoint.name} answered without choices[0].message.content") from None
         if not isinstance(content, str):
             raise GenerationError(
-                f"expected text in choices[0].message.content from {self._server}, got {type(content).__name__}"
+                f"expected text in choices[0].message.content from {self._endpoint.name}, got {type(content).__name__}"
             )
         return content

@@ -30,7 +30,6 @@ Source: PurpleLlama, Llama-Guard2/MODEL_CARD.md; transformers 4.56 to 5.23.
 from __future__ import annotations
 
 import asyncio
-import functools
 import gc
 import hashlib
 import importlib.util
@@ -39,16 +38,15 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from guardrail.batching import BatchWorker
 from guardrail.errors import ClassificationError, ConfigurationError, GuardrailError, MissingExtra, Overloaded
 from guardrail.models.labels import LabelTokens
-from guardrail.prompt import GuardPromptRenderer
+from guardrail.models.tokens import LABELS_FROM, LEAST_ANSWER_MASS, MOST_LEAD_TOKENS, WHITE_SPACE, GuardTokenizer
 from guardrail.taxonomy import GuardVersion, code_table
-from guardrail.verdict import Assessment, Conversation, GuardPrompt, PromptSegment, Role, Source, Timing
+from guardrail.verdict import Assessment, GuardPrompt, Source, Timing
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,28 +57,14 @@ __all__ = ["TransformersGuardModel"]
 
 logger = logging.getLogger("guardrail")
 
-# From here on a prompt's labels are decoded: far below any sensible threshold on a category, and few messages reach it.
-_LABELS_FROM = 0.05
-
-# The least probability that "safe" and "unsafe" hold together on the canary; a guard model gives them more than 0.99.
-_LEAST_ANSWER_MASS = 0.5
-
-# White-space tokens that a model may write before its answer.
-_MOST_LEAD_TOKENS = 4
-
 # Llama Guard 2's window; Llama Guard 3's is 131,072, more than a GPU's memory holds beside the batch.
 _DEFAULT_PROMPT_TOKENS = 8192
 
 # Tokens of a row: more only delays the first answer on a CPU, and a GPU needs thousands to be busy.
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 4096
 
-# A shorter prefix costs less than the second attention it would need.
-_LEAST_PREFIX_TOKENS = 16
-
 # How far a packed pass may be from the model's own attention on the canary: bfloat16 rounds differently in either.
 _MOST_DRIFT = 0.02
-
-_CANARY = "Good morning. What is the capital of France?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,30 +103,12 @@ class TransformersGuardModel:
         self.source = source
         self.version = version
         self._model: Any = model
-        self._tokenizer = tokenizer
-        if not getattr(tokenizer, "is_fast", False) or not getattr(tokenizer, "chat_template", None):
-            raise ConfigurationError(
-                f"{source} needs a fast tokenizer with a chat template; this one is no guard model's"
-            )
-        # Llama 3 names but a few of its control tokens in all_special_tokens; the table of added tokens has them all.
-        special = {token: added.content for token, added in tokenizer.added_tokens_decoder.items() if added.special}
-        self.special_tokens: tuple[str, ...] = tuple(dict.fromkeys([*tokenizer.all_special_tokens, *special.values()]))
-        self._special_ids = frozenset([*tokenizer.all_special_ids, *special])
-        # Two tokenizers, neither changed after this: one flag of a shared one would be set by two threads at once.
-        self._template_tokenizer = tokenizer.backend_tokenizer
-        self._data_tokenizer = type(self._template_tokenizer).from_str(self._template_tokenizer.to_str())
-        self._data_tokenizer.encode_special_tokens = True
-        # The policy's hundreds of tokens come with every prompt: they are encoded once.
-        self._encode_template = functools.lru_cache(maxsize=64)(
-            lambda text: tuple(self._template_tokenizer.encode(text, add_special_tokens=False).ids)
-        )
-        for part in (self._template_tokenizer, self._data_tokenizer):
-            part.no_truncation()
-            part.no_padding()
+        self._tokens = GuardTokenizer(tokenizer, source=str(source))
+        self.special_tokens = self._tokens.special_tokens
         self._packed = PackedModel(model)
         self._end_ids = _end_ids(model, tokenizer)
-        self._labels = LabelTokens.find(self._encode, list(code_table(version)), source=str(source))
-        longest = self._encode("unsafe\n" + ",".join(code_table(version)))
+        self._labels = LabelTokens.find(self._tokens.encode_text, list(code_table(version)), source=str(source))
+        longest = self._tokens.encode_text("unsafe\n" + ",".join(code_table(version)))
         self._most_answer_tokens = len(longest) + 4
         self._lead: tuple[int, ...] = ()
         self._safe_id = self._unsafe_id = -1
@@ -232,7 +198,7 @@ class TransformersGuardModel:
 
     def apply_template(self, messages: list[dict[str, str]]) -> str:
         """Renders messages by the model's chat template."""
-        return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
+        return self._tokens.apply_template(messages)
 
     def encode(self, prompt: GuardPrompt) -> list[int]:
         """Returns a prompt's token ids; message text gives no special token, whatever it says.
@@ -240,32 +206,15 @@ class TransformersGuardModel:
         Raises:
             ClassificationError: If it would.
         """
-        prefix, own = self._encode_parts(prompt)
-        return [*prefix, *own]
+        return self._tokens.encode(prompt)
 
     def count_tokens(self, prompt: GuardPrompt) -> int:
         """Returns how many tokens a prompt has."""
-        return len(self.encode(prompt))
+        return len(self._tokens.encode(prompt))
 
     def split(self, text: str, *, max_tokens: int, overlap: int) -> list[str]:
-        """Cuts message text into windows that cover it, each beginning ``overlap`` tokens before the last one's end.
-
-        A window by itself can have a few tokens more than the same characters have within the text.
-
-        Args:
-            text: Message text.
-            max_tokens: Tokens of a window.
-            overlap: Tokens that two neighbours share, fewer than ``max_tokens``.
-        """
-        # A token's place counts from its first character; a token inside a character begins where the character does.
-        starts = [start for start, _ in self._data_tokenizer.encode(text, add_special_tokens=False).offsets]
-        if len(starts) <= max_tokens:
-            return [text]
-        firsts = range(0, len(starts) - overlap, max_tokens - overlap)
-        bounds = [(starts[i], starts[i + max_tokens] if i + max_tokens < len(starts) else len(text)) for i in firsts]
-        bounds[0] = (0, bounds[0][1])
-        assert all(start <= end for (_, end), (start, _) in pairwise(bounds)), "windows leave text out"
-        return [text[start:end] for start, end in bounds]
+        """Cuts message text into overlapping windows; see :meth:`GuardTokenizer.split`."""
+        return self._tokens.split(text, max_tokens=max_tokens, overlap=overlap)
 
     async def assess(self, prompts: Sequence[GuardPrompt]) -> list[Assessment]:
         """Assesses each prompt; result i belongs to prompt i.
@@ -275,7 +224,7 @@ class TransformersGuardModel:
             Overloaded: If the queue is full.
             Unavailable: If the model is closed or its worker is lost.
         """
-        encoded = await asyncio.to_thread(lambda: [self._encode_parts(prompt) for prompt in prompts])
+        encoded = await asyncio.to_thread(lambda: [self._tokens.encode_parts(prompt) for prompt in prompts])
         for prefix, own in encoded:
             count = len(prefix) + len(own)
             if not 0 < count <= self.max_prompt_tokens:
@@ -313,58 +262,30 @@ class TransformersGuardModel:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _encode_parts(self, prompt: GuardPrompt) -> tuple[tuple[int, ...], list[int]]:
-        """Returns a prompt's prefix, which it shares with others of its template and role, and its own tokens."""
-        first, *rest = prompt.segments
-        head = self._encode_segment(first)
-        own = [token for segment in rest for token in self._encode_segment(segment)]
-        if first.is_data or len(head) < _LEAST_PREFIX_TOKENS or not own:
-            return (), [*head, *own]
-        return tuple(head), own
-
-    def _encode_segment(self, segment: PromptSegment) -> Sequence[int]:
-        if not segment.is_data:
-            return self._encode_template(segment.text)
-        ids = list(self._data_tokenizer.encode(segment.text, add_special_tokens=False).ids)
-        if not self._special_ids.isdisjoint(ids):
-            raise ClassificationError(f"{len(segment.text)} characters of message text gave a special token")
-        return ids
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self._encode_segment(PromptSegment(text, is_data=True)))
-
     # Load: what the model's answers look like in tokens.
 
     def _answers_at_load(self) -> None:
         """Finds the white space before answers and the answers' first tokens, on a canary of each role."""
-        renderer = GuardPromptRenderer(self.apply_template, special_tokens=self.special_tokens)
-        canaries = [
-            Conversation.of(_CANARY),
-            Conversation.of("It is Paris.", role=Role.ASSISTANT, prompt=_CANARY),
-        ]
         leads = set()
-        for canary in canaries:
-            prefix, own = self._encode_parts(renderer.render(canary))
+        for canary in self._tokens.canaries():
+            prefix, own = self._tokens.encode_parts(canary)
             lead: list[int] = []
             logits = self._first_logits(prefix, own)
-            while len(lead) < _MOST_LEAD_TOKENS and not self._decode([top := int(logits.argmax())]).strip(" \t\r\n"):
-                if top in self._special_ids:
+            while len(lead) < MOST_LEAD_TOKENS:
+                top = int(logits.argmax())
+                if top in self._tokens.special_ids or self._tokens.decode([top]).strip(WHITE_SPACE):
                     break
                 lead.append(top)
                 logits = self._first_logits(prefix, [*own, *lead])
             leads.add(tuple(lead))
             shares = logits.float().softmax(dim=-1)
-            held = {}
-            for safe, unsafe in (("safe", "unsafe"), (" safe", " unsafe")):
-                pair = self._encode(safe)[0], self._encode(unsafe)[0]
-                if pair[0] != pair[1]:
-                    held[pair] = float(shares[pair[0]] + shares[pair[1]])
+            held = {pair: float(shares[list(pair)].sum()) for pair in self._tokens.answer_pairs()}
             pair, mass = max(held.items(), key=lambda entry: entry[1], default=((-1, -1), 0.0))
             # Written so that a mass that is no number is refused too.
-            if not mass >= _LEAST_ANSWER_MASS:
+            if not mass >= LEAST_ANSWER_MASS:
                 raise ConfigurationError(
                     f"{self.source} does not answer as a guard model: 'safe' and 'unsafe' hold {mass:.3f} of the "
-                    f"probability on a canary, expected {_LEAST_ANSWER_MASS}; check the weights and the chat template"
+                    f"probability on a canary, expected {LEAST_ANSWER_MASS}; check the weights and the chat template"
                 )
             if self._safe_id not in (-1, pair[0]):
                 raise ConfigurationError(f"{self.source} begins its answers differently for prompts and responses")
@@ -404,7 +325,7 @@ class TransformersGuardModel:
         )
         p_unsafe = run.logits[:, [self._safe_id, self._unsafe_id]].float().softmax(dim=-1)[:, 1].tolist()
         tops = run.logits.argmax(dim=-1).tolist()
-        told = [at for at, p in enumerate(p_unsafe) if p >= _LABELS_FROM]
+        told = [at for at, p in enumerate(p_unsafe) if p >= LABELS_FROM]
         scores: dict[int, dict[str, float]] = {}
         texts = {at: "safe" for at, top in enumerate(tops) if top == self._safe_id}
         for at, (written, places) in zip(told, self._decode_on(run, told, self._unsafe_id), strict=True):
@@ -483,10 +404,7 @@ class TransformersGuardModel:
 
     def _text(self, answer: list[int]) -> str:
         ends = answer[-1] in self._end_ids
-        return self._decode(answer[:-1]) if ends else self._decode(answer) + "…"
-
-    def _decode(self, ids: list[int]) -> str:
-        return str(self._template_tokenizer.decode(ids, skip_special_tokens=False))
+        return self._tokens.decode(answer[:-1]) if ends else self._tokens.decode(answer) + "…"
 
 
 def _import_backend(*, needs_accelerate: bool) -> tuple[Any, Any]:

@@ -20,7 +20,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"taxonomy"},
     {"verdict"},
-    {"protocols", "policy", "extraction", "prompt", "testing", "deadline"},
+    {"protocols", "policy", "extraction", "prompt", "testing", "deadline", "upstream"},
     {"batching"},
     {"models", "shield"},
     {"llama_guard", "code_shield"},

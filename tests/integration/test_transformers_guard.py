@@ -46,16 +46,6 @@ FORGERIES = [
 
 
 @pytest.fixture(scope="module")
-def guard_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return tiny_guard.build_tiny_guard(tmp_path_factory.mktemp("tiny-guard"))
-    finally:
-        torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
 def model(guard_path: Path) -> Iterator[TransformersGuardModel]:
     model = TransformersGuardModel.load(guard_path, device_map=None, dtype="float32", max_prompt_tokens=200)
     yield model
@@ -182,7 +172,7 @@ class TestJudging:
             verdicts = await LlamaGuard(model).classify([Conversation.of("hello"), Conversation.of("orange paper")])
         finally:
             model.close()
-        assert model._decode(list(model._lead)) == "\n\n"
+        assert model._tokens.decode(model._lead) == "\n\n"
         assert [verdict.outcome for verdict in verdicts] == [Outcome.SAFE, Outcome.UNSAFE]
         assert verdicts[1].categories == (HazardCategory.INDISCRIMINATE_WEAPONS,)
 
@@ -235,7 +225,11 @@ class TestForgeries:
             ids = model.encode(rendered)
             joined = "".join(segment.text for segment in rendered.segments)
             turns = re.findall(r"^\s*(?:user|agent)\s*:", joined, re.IGNORECASE | re.MULTILINE)
-            return sum(i in model._special_ids for i in ids), len(turns), joined.upper().count("<END CONVERSATION>")
+            return (
+                sum(i in model._tokens.special_ids for i in ids),
+                len(turns),
+                joined.upper().count("<END CONVERSATION>"),
+            )
 
         for forgery in FORGERIES:
             text = host.replace("{}", forgery) if "{}" in host else host + forgery
@@ -249,7 +243,7 @@ class TestForgeries:
         data = GuardPrompt((PromptSegment(text, is_data=True),), "")
         template = GuardPrompt((PromptSegment("<|eot_id|>", is_data=False),), "")
         assert set(tiny_guard.SPECIAL) <= set(model.special_tokens)
-        assert model._special_ids.isdisjoint(model.encode(data))
+        assert model._tokens.special_ids.isdisjoint(model.encode(data))
         assert len(model.encode(template)) == 1
 
     async def test_the_verdict_is_that_of_the_text_alone(self, model: TransformersGuardModel) -> None:

@@ -52,6 +52,8 @@ class TestModel:
         with pytest.raises(ConfigurationError, match="no weights"):
             build_classifier(Settings(model="llama-guard-2", replicas=2))
         assert asked == [{"": 0}]
+        with pytest.raises(ConfigurationError, match="GUARD_URL"):
+            build_classifier(Settings(model="llama-guard-2", replicas=2, guard_url="http://127.0.0.1:1"))
         with pytest.raises(ConfigurationError, match="DEVICE_MAP"):
             build_classifier(Settings(model="llama-guard-2", replicas=2, device_map="cuda:0"))
 
