@@ -1,12 +1,13 @@
-"""Batches by token budget: a pure queue, and the worker thread around it.
+"""Batches by token budget: a pure queue, the futures around it, and the worker thread around those.
 
 ::
 
     submit(item, cost) ──▶ TokenQueue ──take(now, budget)──▶ run_batch(items) ──▶ each item's future
       any thread or loop     bounded, in order                 one thread, blocking
 
-Costs are tokens; times are seconds on one monotonic clock. The queue reads no clock: ``now`` is passed in. Every item
-that was accepted ends in exactly one of: result, error, deadline, or its own cancellation.
+A batch closes when what waits fills its budget, or when its first item has waited for ``max_wait_s``. Costs are tokens;
+times are seconds on one monotonic clock. The queue reads no clock: ``now`` is passed in. Every item that was accepted
+ends in exactly one of: result, error, deadline, or its own cancellation.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from guardrail.errors import ClassificationError, DeadlineExceeded, Overloaded, Unavailable
 
-__all__ = ["BatchWorker", "Taken", "TokenQueue"]
+__all__ = ["BatchWorker", "Batcher", "Taken", "TokenQueue"]
 
 logger = logging.getLogger("guardrail")
 
@@ -42,6 +43,7 @@ class _Entry(Generic[T]):
     item: T
     cost: int
     deadline: float | None
+    arrived: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +88,14 @@ class TokenQueue(Generic[T]):
         """Tokens that wait."""
         return self._tokens
 
-    def put(self, item: T, *, cost: int, deadline: float | None = None) -> None:
+    def put(self, item: T, *, cost: int, deadline: float | None = None, now: float = 0.0) -> None:
         """Puts an item at the end.
 
         Args:
             item: What waits.
             cost: Its tokens, at least 1.
             deadline: When it expires; None: never.
+            now: The time.
 
         Raises:
             Overloaded: If there is no room; says when to come back.
@@ -107,8 +110,16 @@ class TokenQueue(Generic[T]):
                 f"{self._tokens}/{self._max_tokens} tokens; retry in {wait_s:.2f} s",
                 retry_after_s=wait_s,
             )
-        self._entries.append(_Entry(item, cost, deadline))
+        self._entries.append(_Entry(item, cost, deadline, now))
         self._tokens += cost
+
+    def closes_in(self, now: float, budget: int, max_wait_s: float) -> float | None:
+        """Returns in how many seconds the next batch closes, 0 or less where it has; None where nothing waits."""
+        if not self._entries:
+            return None
+        if self._tokens >= budget:
+            return 0.0
+        return self._entries[0].arrived + max_wait_s - now
 
     def take(self, now: float, budget: int, *, is_wanted: Callable[[T], bool] = lambda _: True) -> Taken[T]:
         """Takes the next batch, and all that has expired or that nobody wants any more.
@@ -196,18 +207,17 @@ class _Job(Generic[T, R]):
             return self.future.running() or self.future.set_running_or_notify_cancel()
 
 
-class BatchWorker(Generic[T, R]):
-    """Runs submitted items in batches on a thread of its own.
+class Batcher(Generic[T, R]):
+    """Runs submitted items in batches, each batch when :meth:`run_next` is called.
 
-    A batch that fails is run again in halves, so that the item at fault fails alone. A crash of the thread answers
-    everybody who waits, and nothing is accepted after it.
+    A batch that fails is run again in halves, so that the item at fault fails alone.
 
     Args:
         run_batch: Blocks; result i belongs to item i.
         max_batch_tokens: A batch closes before it would cost more.
+        max_wait_s: How long a first item waits for company.
         max_queued_tokens: Tokens that may wait.
         max_queued_requests: Items that may wait.
-        name: The thread's name.
         clock: Seconds, monotonic; deadlines are on it.
     """
 
@@ -216,27 +226,25 @@ class BatchWorker(Generic[T, R]):
         run_batch: Callable[[Sequence[T]], Sequence[R]],
         *,
         max_batch_tokens: int,
+        max_wait_s: float = 0.0,
         max_queued_tokens: int = 1_000_000,
         max_queued_requests: int = 4096,
-        name: str = "guardrail-batches",
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_batch = run_batch
         self._max_batch_tokens = max_batch_tokens
+        self._max_wait_s = max_wait_s
         self._clock = clock
         # The lock of _wake owns all that follows; run_batch is called without it.
         self._wake = threading.Condition()
         self._queue: TokenQueue[_Job[T, R]] = TokenQueue(max_tokens=max_queued_tokens, max_requests=max_queued_requests)
         self._in_flight: list[_Job[T, R]] = []
         self._is_closing = False
-        self._has_crashed = False
-        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
-        self._thread.start()
 
     @property
     def is_alive(self) -> bool:
-        """Whether items are accepted: false after close, a crash, or in a forked child, which has no such thread."""
-        return self._thread.is_alive() and not self._has_crashed and not self._is_closing
+        """Whether items are accepted."""
+        return not self._is_closing
 
     @property
     def queued_tokens(self) -> int:
@@ -260,7 +268,7 @@ class BatchWorker(Generic[T, R]):
         with self._wake:
             if not self.is_alive:
                 raise Unavailable("the batch worker is closed" if self._is_closing else "the batch worker is lost")
-            self._queue.put(job, cost=cost, deadline=deadline)
+            self._queue.put(job, cost=cost, deadline=deadline, now=self._clock())
             self._wake.notify()
         return job.future
 
@@ -268,45 +276,21 @@ class BatchWorker(Generic[T, R]):
         """Halves the budget of the batches to come, down to one token; for a batch that memory did not hold."""
         self._max_batch_tokens = max(self._max_batch_tokens // 2, 1)
 
-    def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
-        """Stops the thread; nobody who waits is left without an answer. Closing twice does nothing more.
+    def close(self, *, drain: bool = True) -> None:
+        """Accepts nothing more.
 
         Args:
-            drain: Whether what waits is still run; otherwise it fails with ``Unavailable``.
-            timeout_s: How long to wait for the thread; what has no answer then fails with ``Unavailable``.
+            drain: Whether what waits is left for :meth:`run_next`; otherwise it fails with ``Unavailable``.
         """
         with self._wake:
             self._is_closing = True
             dropped = [] if drain else self._queue.clear()
             self._wake.notify_all()
         _fail_all(dropped, Unavailable("the batch worker was closed before this request was run"))
-        if threading.current_thread() is self._thread:
-            return
-        self._thread.join(timeout_s)
-        if self._thread.is_alive():
-            with self._wake:
-                dropped = [*self._in_flight, *self._queue.clear()]
-            _fail_all(dropped, Unavailable(f"the batch worker did not end within {timeout_s} s of its closing"))
 
-    def _serve(self) -> None:
-        try:
-            while self._serve_next():
-                pass
-        except BaseException as exc:
-            # Logged, not raised: the waiters have the news, and a thread has nobody to raise to.
-            logger.critical("the batch worker crashed: %s", type(exc).__name__)
-            self._has_crashed = True
-        finally:
-            with self._wake:
-                self._has_crashed = self._has_crashed or not self._is_closing
-                left = [*self._in_flight, *self._queue.clear()]
-                self._in_flight = []
-            _fail_all(left, Unavailable("the batch worker crashed; the request was not judged"))
-
-    def _serve_next(self) -> bool:
+    def run_next(self) -> bool:
+        """Runs one batch of what waits, now; false where nothing waits."""
         with self._wake:
-            while not self._queue and not self._is_closing:
-                self._wake.wait()
             if not self._queue:
                 return False
             taken = self._queue.take(
@@ -345,6 +329,72 @@ class BatchWorker(Generic[T, R]):
             return
         for job, result in zip(jobs, results, strict=True):
             job.answer(result)
+
+
+class BatchWorker(Batcher[T, R]):
+    """Runs batches on a thread of its own, as soon as each closes.
+
+    A crash of the thread answers everybody who waits, and nothing is accepted after it.
+
+    Args:
+        run_batch: Blocks; result i belongs to item i.
+        name: The thread's name.
+        **options: Those of :class:`Batcher`.
+    """
+
+    def __init__(
+        self, run_batch: Callable[[Sequence[T]], Sequence[R]], *, name: str = "guardrail-batches", **options: Any
+    ) -> None:
+        super().__init__(run_batch, **options)
+        self._has_crashed = False
+        self._thread = threading.Thread(target=self._serve, name=name, daemon=True)
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether items are accepted: false after close, a crash, or in a forked child, which has no such thread."""
+        return super().is_alive and self._thread.is_alive() and not self._has_crashed
+
+    def close(self, *, drain: bool = True, timeout_s: float | None = None) -> None:
+        """Stops the thread; nobody who waits is left without an answer. Closing twice does nothing more.
+
+        Args:
+            drain: Whether what waits is still run; otherwise it fails with ``Unavailable``.
+            timeout_s: How long to wait for the thread; what has no answer then fails with ``Unavailable``.
+        """
+        super().close(drain=drain)
+        if threading.current_thread() is self._thread:
+            return
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            with self._wake:
+                dropped = [*self._in_flight, *self._queue.clear()]
+            _fail_all(dropped, Unavailable(f"the batch worker did not end within {timeout_s} s of its closing"))
+
+    def _serve(self) -> None:
+        try:
+            while self._wait():
+                self.run_next()
+        except BaseException as exc:
+            # Logged, not raised: the waiters have the news, and a thread has nobody to raise to.
+            logger.critical("the batch worker crashed: %s", type(exc).__name__)
+            self._has_crashed = True
+        finally:
+            with self._wake:
+                self._has_crashed = self._has_crashed or not self._is_closing
+                left = [*self._in_flight, *self._queue.clear()]
+                self._in_flight = []
+            _fail_all(left, Unavailable("the batch worker crashed; the request was not judged"))
+
+    def _wait(self) -> bool:
+        """Waits until a batch closes; false once the worker is closed and nothing waits."""
+        with self._wake:
+            while not self._is_closing:
+                left_s = self._queue.closes_in(self._clock(), self._max_batch_tokens, self._max_wait_s)
+                if left_s is not None and left_s <= 0:
+                    return True
+                self._wake.wait(left_s)
+            return len(self._queue) > 0
 
 
 def _fail_all(jobs: Sequence[_Job[T, R]], error: BaseException) -> None:

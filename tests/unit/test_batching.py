@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import CancelledError, Future, wait
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardrail.batching import BatchWorker, TokenQueue
+from guardrail.batching import Batcher, BatchWorker, TokenQueue
 from guardrail.errors import ClassificationError, DeadlineExceeded, Overloaded, Unavailable
 
 WAIT_S = 30.0
@@ -284,3 +285,100 @@ class TestBatchWorker:
                 assert isinstance(future.exception(0), ValueError)
             else:
                 assert future.result(0) == 2 * number
+
+
+class TestBatcher:
+    @settings(max_examples=20, deadline=None)
+    @given(st.integers(0, 2**32), st.booleans())
+    def test_each_of_500_requests_ends_exactly_once_on_a_fake_clock(self, seed: int, drains: bool) -> None:
+        """Failures, deadlines and cancellations fall anywhere, also into a running batch; the clock is moved by hand."""
+        rng = random.Random(seed)
+        now = [0.0]
+        futures: dict[int, Future[int]] = {}
+        deadlines: dict[int, float | None] = {}
+        ended: list[int] = []
+        ran: list[int] = []
+        cancelled: set[int] = set()
+
+        def cancel_some() -> None:
+            for number in rng.sample(sorted(futures), min(len(futures), rng.randint(0, 3))):
+                if futures[number].cancel():
+                    cancelled.add(number)
+
+        def run_batch(numbers: Sequence[int]) -> list[int]:
+            assert all((limit := deadlines[n]) is None or limit > started[0] for n in numbers)
+            assert not cancelled & set(numbers)
+            now[0] += rng.random() * 0.01
+            cancel_some()
+            if rng.random() < 0.05:
+                raise MemoryError  # of the batch, not of one request: its halves are run again
+            if any(number % 7 == 0 for number in numbers):
+                raise ValueError
+            ran.extend(numbers)
+            return [2 * number for number in numbers]
+
+        batcher: Batcher[int, int] = Batcher(
+            run_batch, max_batch_tokens=40, max_queued_tokens=400, max_queued_requests=60, clock=lambda: now[0]
+        )
+        started = [0.0]
+        count = 0
+        while count < 500:
+            action = rng.random()
+            if action < 0.7:
+                deadlines[count] = now[0] + rng.random() * 0.05 if rng.random() < 0.3 else None
+                try:
+                    future = batcher.submit(count, cost=rng.randint(1, 50), deadline=deadlines[count])
+                except Overloaded:
+                    ended.append(count)  # refused at once: that is its end
+                else:
+                    future.add_done_callback(lambda _, number=count: ended.append(number))
+                    futures[count] = future
+                count += 1
+            elif action < 0.8:
+                cancel_some()
+            elif action < 0.9:
+                now[0] += rng.random() * 0.02
+            else:
+                started[0] = now[0]
+                batcher.run_next()
+        batcher.close(drain=drains)
+        with pytest.raises(Unavailable):
+            batcher.submit(count, cost=1)
+        started[0] = now[0]
+        while batcher.run_next():
+            started[0] = now[0]
+        assert sorted(ended) == list(range(count))
+        assert len(ran) == len(set(ran))
+        for number, future in futures.items():
+            if future.cancelled():
+                assert number in cancelled
+                continue
+            error = future.exception(0)
+            if error is None:
+                assert future.result(0) == 2 * number
+            elif isinstance(error, DeadlineExceeded):
+                assert deadlines[number] is not None
+            elif isinstance(error, Unavailable):
+                assert not drains
+            else:
+                assert isinstance(error, MemoryError) or number % 7 == 0
+
+    def test_a_batch_closes_on_its_budget_or_its_first_items_age(self) -> None:
+        """Nothing waits: no time; a full budget: now; else when the first item has waited long enough."""
+        queue: TokenQueue[str] = TokenQueue(max_tokens=100, max_requests=10)
+        assert queue.closes_in(0.0, 10, 0.5) is None
+        queue.put("a", cost=4, now=1.0)
+        queue.put("b", cost=4, now=1.4)
+        assert queue.closes_in(1.2, 10, 0.5) == pytest.approx(0.3)
+        assert queue.closes_in(2.0, 10, 0.5) == pytest.approx(-0.5)
+        queue.put("c", cost=2, now=1.4)
+        assert queue.closes_in(1.4, 10, 0.5) == 0.0
+
+    def test_a_worker_waits_for_company(self) -> None:
+        """Items that come one after another within the wait share a batch."""
+        engine = Engine()
+        worker: BatchWorker[int, int] = BatchWorker(engine, max_batch_tokens=3, max_wait_s=30.0)
+        futures = [worker.submit(number, cost=1) for number in range(3)]  # the third fills the budget
+        assert [future.result(5) for future in futures] == [0, 2, 4]
+        assert engine.batches == [[0, 1, 2]]
+        worker.close()
