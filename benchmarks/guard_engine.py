@@ -1,49 +1,66 @@
 """The packed guard engine against the usual ways of serving a guard model: same requests, same weights, one run.
 
-    python benchmarks/guard_engine.py --requests 64              # a random Llama of 57 M parameters, one CPU thread
-    python benchmarks/guard_engine.py --config 8b --json out.json  # a random 8B in bfloat16; needs a CUDA GPU
+    python benchmarks/guard_engine.py --requests 64                       # a random Llama of 57 M, one CPU thread
+    python benchmarks/guard_engine.py --packed 512,1024,2048,4096 --repeat 3
+    python benchmarks/guard_engine.py --config 8b --json out.json          # a random 8B in bfloat16; needs a CUDA GPU
 
 a  ``generate`` one by one, as in the model card        d  prefix cache, one request at a time, first token
 b  ``generate`` in left-padded batches of 16            e  this engine, through ``TransformersGuardModel.assess``
-c  first-token forward in left-padded batches of 16
+c  first-token forward in left-padded batches of 16     v  vLLM, prefix caching, ``max_tokens=1``, where installed
 
-The floor is 2 x parameters (without embeddings and head) x tokens that are new, over the matmul rate measured just
-before and after. (a), (b) and (e) give the answer's text; (c) and (d) the first token alone. Prefixes of (d) and (e)
-are made before the clock starts. Message lengths are log-normal: median 40 tokens, p90 200, at most 800; a policy of
-about 550 tokens stands before each.
+(a), (b) and (e) give the answer's text; (c), (d) and (v) the first token alone. Only (e) tokenizes within its time.
+Batches are as requests come. Prefixes of (d) and (e) are made, and each way runs on a few requests, before the clock
+starts. Rounds take the ways in turn, every other round backwards; the table has medians. Exits 1 where ways disagree.
 
-The weights are random but for the head, which is fitted so that the model answers like a guard: ``safe``, or for some
-``unsafe\\nS1``.
+**Floor.** 2 x parameters x new tokens over the matmul rate measured just before and after, the head counted once a
+request. New tokens are those after the prefix; attention and the tokens of answers come on top.
+
+**Requests.** Lengths are the quantiles of a log-normal, median 40 tokens, p90 200, at most 800, shuffled; the policy
+before each brings its prefix to about 550. Both roles in turn.
+
+**Weights.** Random, but for the head: it is a ridge regression from hidden states of other messages, to ``safe`` or
+``unsafe`` by the hidden states' widest direction (the threshold leaves a fifth unsafe), then ``\\nS1`` and the end.
+Every way runs these weights as they are. A message whose two answers are close has its words drawn again, a few times,
+so that rounding in bfloat16 seldom decides.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import copy
+import importlib.util
 import json
 import math
 import random
+import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from guardrail.models.packed import Document, PackedModel
+from guardrail.models.tokens import GuardTokenizer
 from guardrail.models.transformers import TransformersGuardModel
-from guardrail.prompt import GuardPromptRenderer
-from guardrail.taxonomy import GuardVersion
+from guardrail.prompt import GuardPromptRenderer, parse_completion
+from guardrail.taxonomy import GuardVersion, code_table
 from guardrail.verdict import Conversation, GuardPrompt, Role, Source
 from tests.support import tiny_guard
+
+T = TypeVar("T")
 
 PADDED_BATCH = 16
 MOST_ANSWER_TOKENS = 8
 POLICY_WORDS = 500  # brings the prefix to about 550 tokens
+FITTING_MESSAGES = 64
+UNSAFE_SHARE = 0.2
+LEAST_MARGIN = 3.0  # between the logits of the two answers
 
 SIZES = {
     "small": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 9, "num_attention_heads": 12},
@@ -51,10 +68,42 @@ SIZES = {
 }
 
 
+@dataclass(frozen=True)
+class Request:
+    """A rendered prompt, and its tokens: the policy, and its own."""
+
+    prompt: GuardPrompt
+    prefix: tuple[int, ...]
+    own: list[int]
+
+    @property
+    def ids(self) -> list[int]:
+        return [*self.prefix, *self.own]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a way says of a request.
+
+    Attributes:
+        is_unsafe: Its verdict.
+        text: The answer, where the way gives it.
+        unsafe_probability: Where the way gives it.
+    """
+
+    is_unsafe: bool
+    text: str | None = None
+    unsafe_probability: float | None = None
+
+
+Way = Callable[[Sequence[Request]], list[Answer]]
+
+
 def make_tokenizer(rng: random.Random) -> Any:
     tokenizer = tiny_guard._train_tokenizer(rng, splits_digits=False)
     policy = " ".join(rng.choices(tiny_guard.WORDS, k=POLICY_WORDS))
     tokenizer.chat_template = tiny_guard.TEMPLATE.replace("S1: First colour.", f"S1: First colour. {policy}.")
+    tokenizer.model_max_length = 8192
     return tokenizer
 
 
@@ -78,205 +127,369 @@ def make_model(size: str, vocabulary: int, eot: int, device: torch.device) -> Ll
     return model
 
 
-def fit_head(model: LlamaForCausalLM, tokenizer: Any, parts: list[tuple[list[int], list[int]]]) -> None:
-    """Fits the head by ridge regression, so that the model writes ``safe`` or ``unsafe\\nS1`` and the end."""
-    answer = tokenizer.encode("unsafe\nS1" + tiny_guard.EOT, add_special_tokens=False)
-    safe, unsafe = (tokenizer.encode(word, add_special_tokens=False)[0] for word in ("safe", "unsafe"))
+class RequestMaker:
+    """Renders random messages, as many words as asked; a word of the toy vocabulary is a token."""
+
+    def __init__(self, tokenizer: Any, tokens: GuardTokenizer, rng: random.Random) -> None:
+        self._tokens, self._rng = tokens, rng
+        self._renderer = GuardPromptRenderer(tokens.apply_template, special_tokens=tokenizer.all_special_tokens)
+
+    def make(self, words: int, role: Role) -> Request:
+        text = " ".join(self._rng.choices(tiny_guard.WORDS, k=words))
+        prompt = "tell me" if role is Role.ASSISTANT else None
+        rendered = self._renderer.render(Conversation.of(text, role=role, prompt=prompt))
+        return Request(rendered, *self._tokens.encode_parts(rendered))
+
+    def make_many(self, count: int) -> list[Request]:
+        # Quantiles rather than draws, so that few requests have the same lengths as many.
+        lengths = statistics.NormalDist(math.log(40), math.log(200 / 40) / 1.2816)
+        words = [min(800, max(3, round(math.exp(lengths.inv_cdf((i + 0.5) / count))))) for i in range(count)]
+        self._rng.shuffle(words)
+        return [self.make(n, Role.ASSISTANT if i % 2 else Role.USER) for i, n in enumerate(words)]
+
+    def make_clear(self, count: int, margins: Callable[[Sequence[Request]], list[float]]) -> list[Request]:
+        """Makes requests, and again those whose margin is small; some lengths may leave no other choice."""
+        requests = self.make_many(count)
+        todo = list(range(count))
+        for _ in range(5):
+            found = margins([requests[i] for i in todo])
+            todo = [i for i, margin in zip(todo, found, strict=True) if abs(margin) < LEAST_MARGIN]
+            if not todo:
+                break
+            for i in todo:
+                old = requests[i].prompt.segments
+                words = max(len(segment.text.split()) for segment in old if segment.is_data)
+                requests[i] = self.make(words, Role.ASSISTANT if i % 2 else Role.USER)
+        return requests
+
+
+def fit_head(model: LlamaForCausalLM, tokens: GuardTokenizer, requests: Sequence[Request]) -> None:
+    """Fits the head, so that the model writes ``safe`` or ``unsafe\\nS1`` and then the end token."""
+    unsafe, *rest = tokens.encode_text("unsafe\nS1")
+    (safe,) = tokens.encode_text("safe")
+    eot = model.config.eos_token_id
+    after = [(safe, eot), *zip([unsafe, *rest], [*rest, eot], strict=True)]  # token -> the one that follows
     packed = PackedModel(model)
     seen: list[torch.Tensor] = []
-    hook = model.lm_head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0].float().cpu()))
-    for stage in range(len(answer)):
-        packed.run([Document(packed.prefix(prefix), [*own, *answer[:stage]]) for prefix, own in parts])
-    hook.remove()
-    stages = [tensor for tensor in seen if len(tensor) == len(parts)]
-    hidden = torch.cat(stages[-len(answer) :])
+    first: list[torch.Tensor] = []
+    later: list[torch.Tensor] = []
+    followers: list[int] = []
+    # By role: documents of one prefix keep their order in a row.
+    for prefix in {request.prefix for request in requests}:
+        members = [Document(packed.prefix(prefix), r.own) for r in requests if r.prefix == prefix]
+        hook = model.lm_head.register_forward_pre_hook(lambda _module, inputs: seen.append(inputs[0][0].float().cpu()))
+        places = []
+        for batch in batches(members):
+            run = packed.run(batch)
+            places.append(seen.pop())
+            more = run.go_on(range(len(batch)), most_tokens=len(after))
+            for token, follower in after:
+                more.look([[token]] * len(batch))
+                more.keep([int(token != safe)] * len(batch))
+                later.append(seen.pop())
+                followers += [follower] * len(batch)
+        hook.remove()
+        first.append(torch.cat(places))
+    # Within a role, so that the direction tells messages apart and not the two policies.
+    centred = torch.cat([hidden - hidden.mean(dim=0) for hidden in first])
+    hidden, count = torch.cat([*first, *later]), len(requests)
+    widest = torch.linalg.svd(centred, full_matrices=False).Vh[0]
+    risk = centred @ widest
+    threshold, width = risk.quantile(1 - UNSAFE_SHARE), risk.std()
+    # Linear in the hidden states, so that it holds for other messages too; both answers stay far above other tokens.
+    margin = 20.0 * (risk - threshold) / width
     target = torch.zeros(len(hidden), model.config.vocab_size)
-    for stage, token in enumerate(answer):
-        rows = slice(stage * len(parts), (stage + 1) * len(parts))
-        target[rows, token] = 20.0
-    # At the first place: which fifth is unsafe depends on the message, by a random direction of the hidden states.
-    generator = torch.Generator().manual_seed(1)
-    risk = stages[-len(answer)] @ torch.randn(hidden.shape[1], generator=generator)
-    is_unsafe = risk >= risk.quantile(0.8)
-    target[: len(parts), unsafe] = torch.where(is_unsafe, 20.0, 10.0)
-    target[: len(parts), safe] = torch.where(is_unsafe, 10.0, 20.0)
-    gram = hidden @ hidden.T + 1e-2 * torch.eye(len(hidden))
+    target[:count, unsafe], target[:count, safe] = 30.0 + margin, 30.0 - margin
+    target[torch.arange(count, len(hidden)), torch.tensor(followers)] = 30.0
+    gram = hidden @ hidden.T
+    gram += 1e-4 * gram.diagonal().mean() * torch.eye(len(hidden))
     weights = (hidden.T @ torch.linalg.solve(gram, target)).T
-    with torch.no_grad():
-        model.lm_head.weight.copy_(weights.to(model.lm_head.weight.dtype))
+    model.lm_head.weight.copy_(weights.to(model.lm_head.weight.dtype))
 
 
-def make_prompts(tokenizer: Any, count: int, rng: random.Random) -> list[GuardPrompt]:
-    renderer = GuardPromptRenderer(
-        lambda messages: str(tokenizer.apply_chat_template(messages, tokenize=False)),
-        special_tokens=tokenizer.all_special_tokens,
-    )
-    sigma = math.log(200 / 40) / 1.2816  # so that p90 is 200 where the median is 40
-    prompts = []
-    for number in range(count):
-        length = min(800, max(3, round(math.exp(rng.gauss(math.log(40), sigma)))))
-        text = " ".join(rng.choices(tiny_guard.WORDS, k=length))
-        role = Role.ASSISTANT if number % 2 else Role.USER
-        prompts.append(renderer.render(Conversation.of(text, role=role, prompt="tell me" if number % 2 else None)))
-    return prompts
-
-
-def matmul_rate(model: LlamaForCausalLM, tokens: int = 1024) -> float:
+def matmul_rate(model: LlamaForCausalLM) -> float:
     """Floating-point operations per second of the model's own largest kind of product."""
     weight = model.model.layers[0].mlp.up_proj.weight
+    is_cuda = weight.device.type == "cuda"
+    tokens = 4096 if is_cuda else 1024
     rows = torch.randn(tokens, weight.shape[1], device=weight.device, dtype=weight.dtype)
+    torch.nn.functional.linear(rows, weight)
+    synchronize(model)
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < 1.0:
         torch.nn.functional.linear(rows, weight)
         done += 1
-        if weight.device.type == "cuda" and done % 50 == 0:
+        if is_cuda and done % 50 == 0:
             torch.cuda.synchronize()
-    if weight.device.type == "cuda":
-        torch.cuda.synchronize()
+    synchronize(model)
     return 2.0 * done * tokens * weight.numel() / (time.perf_counter() - started)
 
 
-class Ways:
-    """Each way takes all requests and returns whether each was found unsafe."""
+def synchronize(model: LlamaForCausalLM) -> None:
+    if model.device.type == "cuda":
+        torch.cuda.synchronize()
 
-    def __init__(self, model: LlamaForCausalLM, guard: TransformersGuardModel, prompts: list[GuardPrompt]) -> None:
-        self.model, self.guard, self.prompts = model, guard, prompts
-        self.parts = [guard._tokens.encode_parts(prompt) for prompt in prompts]
-        self.rows = [[*prefix, *own] for prefix, own in self.parts]
-        self.unsafe, self.safe = guard._unsafe_id, guard._safe_id
-        self.device = model.device
-        self.caches: dict[tuple[int, ...], Any] = {}
-        for prefix in {prefix for prefix, _ in self.parts}:
-            cache = DynamicCache(config=model.config)
-            with torch.inference_mode():
-                model(torch.tensor([prefix], device=self.device), past_key_values=cache, use_cache=True)
-            self.caches[prefix] = cache
 
-    def padded(self, rows: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+def batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for at in range(0, len(items), PADDED_BATCH):
+        yield items[at : at + PADDED_BATCH]
+
+
+class UsualWays:
+    """Ways (a) to (d): what plain transformers does."""
+
+    def __init__(self, model: LlamaForCausalLM, tokens: GuardTokenizer, requests: Sequence[Request]) -> None:
+        self._model, self._tokens, self._device = model, tokens, model.device
+        self._safe, self._unsafe = tokens.answer_pairs()[0]
+        self._caches: dict[tuple[int, ...], Any] = {}
+        for prefix in {request.prefix for request in requests}:
+            self._caches[prefix] = DynamicCache(config=model.config)
+            model(torch.tensor([prefix], device=self._device), past_key_values=self._caches[prefix], logits_to_keep=1)
+
+    def a(self, requests: Sequence[Request]) -> list[Answer]:
+        return [answer for request in requests for answer in self._generate([request])]
+
+    def b(self, requests: Sequence[Request]) -> list[Answer]:
+        return [answer for batch in batches(requests) for answer in self._generate(batch)]
+
+    def c(self, requests: Sequence[Request]) -> list[Answer]:
+        answers: list[Answer] = []
+        for batch in batches(requests):
+            ids, mask = self._padded(batch)
+            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
+            output = self._model(ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
+            answers += self._read(output.logits[:, -1])
+        return answers
+
+    def d(self, requests: Sequence[Request]) -> list[Answer]:
+        answers: list[Answer] = []
+        for request in requests:
+            cache = self._caches[request.prefix]
+            ids = torch.tensor([request.own], device=self._device)
+            output = self._model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            cache.crop(-len(request.own))  # cheaper than a copy for each request
+            answers += self._read(output.logits[:, -1])
+        return answers
+
+    def _padded(self, requests: Sequence[Request]) -> tuple[torch.Tensor, torch.Tensor]:
+        rows = [request.ids for request in requests]
         width = max(map(len, rows))
-        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self.device)
-        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self.device)
+        ids = torch.tensor([[0] * (width - len(row)) + row for row in rows], device=self._device)
+        mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows], device=self._device)
         return ids, mask
 
-    def generate(self, rows: list[list[int]]) -> list[bool]:
-        ids, mask = self.padded(rows)
-        output = self.model.generate(
+    def _generate(self, requests: Sequence[Request]) -> list[Answer]:
+        ids, mask = self._padded(requests)
+        output = self._model.generate(
             ids, attention_mask=mask, max_new_tokens=MOST_ANSWER_TOKENS, do_sample=False, pad_token_id=0
         )
-        return [int(token) == self.unsafe for token in output[:, ids.shape[1]]]
+        answers = []
+        for row in output[:, ids.shape[1] :].tolist():
+            end = row.index(eot) if (eot := self._model.config.eos_token_id) in row else len(row)
+            answers.append(Answer(row[0] == self._unsafe, self._tokens.decode(row[:end])))
+        return answers
 
-    def read(self, logits: torch.Tensor) -> list[bool]:
-        pair = logits[:, [self.safe, self.unsafe]].float()
-        return (pair[:, 1] > pair[:, 0]).tolist()
-
-    def a(self) -> list[bool]:
-        return [verdict for row in self.rows for verdict in self.generate([row])]
-
-    def b(self) -> list[bool]:
-        batches = [self.rows[at : at + PADDED_BATCH] for at in range(0, len(self.rows), PADDED_BATCH)]
-        return [verdict for batch in batches for verdict in self.generate(batch)]
-
-    def c(self) -> list[bool]:
-        verdicts: list[bool] = []
-        for at in range(0, len(self.rows), PADDED_BATCH):
-            ids, mask = self.padded(self.rows[at : at + PADDED_BATCH])
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)
-            output = self.model(ids, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1)
-            verdicts += self.read(output.logits[:, -1])
-        return verdicts
-
-    def d(self) -> list[bool]:
-        verdicts: list[bool] = []
-        for prefix, own in self.parts:
-            cache = copy.deepcopy(self.caches[prefix])
-            ids = torch.tensor([own], device=self.device)
-            output = self.model(ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-            verdicts += self.read(output.logits[:, -1])
-        return verdicts
-
-    def e(self) -> list[bool]:
-        assessments = asyncio.run(self.guard.assess(self.prompts))
-        assert all(a.completion in ("safe", "unsafe\nS1") for a in assessments), "the head does not answer like a guard"
-        return [assessment.unsafe_probability > 0.5 for assessment in assessments]
+    def _read(self, logits: torch.Tensor) -> list[Answer]:
+        pair = logits[:, [self._safe, self._unsafe]].float()
+        return [Answer(is_unsafe) for is_unsafe in (pair[:, 1] > pair[:, 0]).tolist()]
 
 
-def main() -> int:
+def engine_way(guard: TransformersGuardModel) -> Way:
+    def assess(requests: Sequence[Request]) -> list[Answer]:
+        assessments = asyncio.run(guard.assess([request.prompt for request in requests]))
+        return [Answer(a.unsafe_probability > 0.5, a.completion, a.unsafe_probability) for a in assessments]
+
+    return assess
+
+
+def vllm_way(model: LlamaForCausalLM, tokenizer: Any, unsafe: int) -> Way:
+    """The same weights in vLLM, which reads them from a folder; not run yet where this was written."""
+    from vllm import LLM, SamplingParams
+
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        engine = LLM(folder, enable_prefix_caching=True, max_model_len=2048, gpu_memory_utilization=0.5)
+    sampling = SamplingParams(max_tokens=1, temperature=0.0)
+
+    def generate(requests: Sequence[Request]) -> list[Answer]:
+        outputs = engine.generate([{"prompt_token_ids": r.ids} for r in requests], sampling, use_tqdm=False)
+        return [Answer(output.outputs[0].token_ids[0] == unsafe) for output in outputs]
+
+    return generate
+
+
+@dataclass
+class Result:
+    """A way's rounds, and its answers in the last of them."""
+
+    seconds: list[float] = field(default_factory=list)
+    floors_s: list[float] = field(default_factory=list)
+    answers: list[Answer] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, Any]:
+        return {
+            "requests_per_s": len(self.answers) / statistics.median(self.seconds),
+            "of_floor": statistics.median(f / s for f, s in zip(self.floors_s, self.seconds, strict=True)),
+            "unsafe": sum(answer.is_unsafe for answer in self.answers),
+            "seconds": self.seconds,
+            "floors_s": self.floors_s,
+        }
+
+
+def run_rounds(
+    ways: dict[str, Way], requests: Sequence[Request], model: LlamaForCausalLM, floor_flops: float, rounds: int
+) -> dict[str, Result]:
+    for way in ways.values():
+        way(requests[: PADDED_BATCH if model.device.type == "cuda" else 2])
+    results = {name: Result() for name in ways}
+    before = matmul_rate(model)
+    for number in range(rounds):
+        for name in list(ways)[:: -1 if number % 2 else 1]:
+            synchronize(model)
+            started = time.perf_counter()
+            answers = ways[name](requests)
+            synchronize(model)
+            took = time.perf_counter() - started
+            after = matmul_rate(model)
+            results[name].answers = answers
+            results[name].seconds.append(took)
+            results[name].floors_s.append(floor_flops / ((before + after) / 2))
+            print(f"  round {number + 1}, {name}: {took:.1f} s, {after / 1e9:.0f} GFLOP/s", file=sys.stderr, flush=True)
+            before = after
+    return results
+
+
+def table(results: dict[str, Result]) -> str:
+    numbers = {name: result.numbers() for name, result in results.items()}
+    lines = [
+        "| way | requests/s | against a | against b | against c | of the floor | unsafe |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, row in numbers.items():
+        ratios = [
+            f"{row['requests_per_s'] / numbers[other]['requests_per_s']:.2f}" if other in numbers else ""
+            for other in "abc"
+        ]
+        cells = [f"{row['requests_per_s']:.2f}", *ratios, f"{row['of_floor']:.2f}", str(row["unsafe"])]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def disagreements(results: dict[str, Result], requests: Sequence[Request]) -> list[str]:
+    """Says where verdicts or texts of ways differ from each other or from the grammar; no message text."""
+    found = []
+    for i, request in enumerate(requests):
+        answers = {name: result.answers[i] for name, result in results.items()}
+        probability = next((a.unsafe_probability for a in answers.values() if a.unsafe_probability is not None), None)
+        what = f"request {i} ({len(request.own)} own tokens, P(unsafe) {probability})"
+        texts = {name: answer.text for name, answer in answers.items() if answer.text is not None}
+        if len({answer.is_unsafe for answer in answers.values()}) > 1:
+            found.append(f"{what}: unsafe by {[name for name, answer in answers.items() if answer.is_unsafe]} alone")
+        elif len(set(texts.values())) > 1:
+            found.append(f"{what}: texts {texts}")
+        for text in set(texts.values()):
+            parse_completion(text, codes=code_table(GuardVersion.LLAMA_GUARD_2), source="the fitted head")
+    return found
+
+
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Ways of serving a guard model, side by side.")
     parser.add_argument("--config", choices=list(SIZES), default="small")
     parser.add_argument("--requests", type=int, default=256)
-    parser.add_argument("--ways", default="abcde")
+    parser.add_argument("--ways", help="letters of a, b, c, d, e, v; default: abcde, and v where vLLM and a GPU are")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--batch-tokens", type=int, help="own tokens of a packed pass; default: the engine's")
+    parser.add_argument("--packed", help="own tokens of a packed pass, e.g. 512,2048: (e) runs once for each")
+    parser.add_argument("--repeat", type=int, default=1, help="rounds")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    if arguments.ways is None:
+        arguments.ways = "abcdev" if has_vllm and torch.cuda.is_available() else "abcde"
+    if not arguments.ways or not set(arguments.ways) <= set("abcdev"):
+        parser.error(f"expected letters of abcdev as --ways, got {arguments.ways!r}")
+    if "v" in arguments.ways and not has_vllm:
+        parser.error("way v needs vLLM, which is not installed")
     if arguments.config == "8b" and not torch.cuda.is_available():
-        print("--config 8b needs a CUDA GPU", file=sys.stderr)
-        return 2
+        parser.error("--config 8b needs a CUDA GPU; torch finds none")
+    try:
+        arguments.budgets = [int(budget) for budget in arguments.packed.split(",")] if arguments.packed else [None]
+    except ValueError:
+        parser.error(f"expected token counts such as 512,1024 as --packed, got {arguments.packed!r}")
+    if min(arguments.requests, arguments.repeat, arguments.threads, *(b or 1 for b in arguments.budgets)) < 1:
+        parser.error("expected counts of at least 1")
+    return arguments
+
+
+def main() -> int:
+    arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if arguments.config == "8b" else "cpu")
     rng = random.Random(5)
     tokenizer = make_tokenizer(rng)
+    tokens = GuardTokenizer(tokenizer, source="random-llama")
     model = make_model(arguments.config, len(tokenizer), tokenizer.convert_tokens_to_ids(tiny_guard.EOT), device)
-    fitting = make_prompts(tokenizer, 24, random.Random(9))
-    encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
-    parts = [(encode(p.segments[0].text), encode("".join(s.text for s in p.segments[1:]))) for p in fitting]
+    guards: list[TransformersGuardModel] = []
     with torch.inference_mode():
-        fit_head(model, tokenizer, parts)
-    guard = TransformersGuardModel(
-        model,
-        tokenizer,
-        source=Source("random-llama", arguments.config),
-        version=GuardVersion.LLAMA_GUARD_2,
-        max_batch_tokens=arguments.batch_tokens,
-    )
-    ways = Ways(model, guard, make_prompts(tokenizer, arguments.requests, rng))
-    parameters = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
-    new = sum(len(own) for _, own in ways.parts)
-    whole = sum(map(len, ways.rows))
-    print(
-        f"{parameters / 1e6:.0f} M parameters, {arguments.requests} requests, {new} own tokens of {whole}, "
-        f"prefixes of {sorted({len(prefix) for prefix, _ in ways.parts})}, {device.type}, {arguments.threads} thread(s)"
-    )
-    results: dict[str, dict[str, float]] = {}
-    verdicts: dict[str, list[bool]] = {}
-    for name in arguments.ways:
-        before = matmul_rate(model)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        started = time.perf_counter()
-        with torch.inference_mode():
-            verdicts[name] = getattr(ways, name)()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        took = time.perf_counter() - started
-        rate = (before + matmul_rate(model)) / 2
-        floor_s = 2.0 * parameters * new / rate
-        results[name] = {
-            "seconds": took,
-            "requests_per_s": arguments.requests / took,
-            "of_floor": floor_s / took,
-            "gflops": rate / 1e9,
-            "unsafe": sum(verdicts[name]),
+        fit_head(model, tokens, RequestMaker(tokenizer, tokens, random.Random(9)).make_many(FITTING_MESSAGES))
+        packed = PackedModel(model)
+        safe, unsafe = tokens.answer_pairs()[0]
+
+        def margins(requests: Sequence[Request]) -> list[float]:
+            found: list[float] = []
+            for batch in batches(requests):
+                logits = packed.run([Document(packed.prefix(r.prefix), r.own) for r in batch]).logits.float()
+                found += (logits[:, unsafe] - logits[:, safe]).tolist()
+            return found
+
+        requests = RequestMaker(tokenizer, tokens, rng).make_clear(arguments.requests, margins)
+        usual = UsualWays(model, tokens, requests)
+        ways: dict[str, Way] = {}
+        for letter in dict.fromkeys(arguments.ways):
+            if letter == "v":
+                ways["v"] = vllm_way(model, tokenizer, unsafe)
+                continue
+            if letter != "e":
+                ways[letter] = getattr(usual, letter)
+                continue
+            for budget in dict.fromkeys(arguments.budgets):
+                guards.append(
+                    TransformersGuardModel(
+                        model,
+                        tokenizer,
+                        source=Source("random-llama", arguments.config),
+                        version=GuardVersion.LLAMA_GUARD_2,
+                        max_batch_tokens=budget,
+                    )
+                )
+                ways[f"e {budget}" if budget else "e"] = engine_way(guards[-1])
+        layers = sum(p.numel() for name, p in model.named_parameters() if "embed" not in name and "lm_head" not in name)
+        own = sum(len(request.own) for request in requests)
+        floor_flops = 2.0 * (layers * own + model.lm_head.weight.numel() * len(requests))
+        setup = {
+            "config": arguments.config,
+            "parameters": layers,
+            "requests": len(requests),
+            "own_tokens": own,
+            "tokens": sum(len(request.ids) for request in requests),
+            "prefixes": sorted({len(request.prefix) for request in requests}),
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "threads": arguments.threads,
+            "rounds": arguments.repeat,
+            "torch": torch.__version__,
         }
-        print(f"  {name}: {took:.1f} s", file=sys.stderr, flush=True)
-    guard.close()
-    print("| way | requests/s | against a | against b | against c | of the floor | unsafe |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
-    for name, result in results.items():
-        ratios = [
-            f"{result['requests_per_s'] / results[other]['requests_per_s']:.2f}" if other in results else ""
-            for other in "abc"
-        ]
-        print(
-            f"| {name} | {result['requests_per_s']:.2f} | {' | '.join(ratios)} | {result['of_floor']:.2f} | "
-            f"{result['unsafe']:.0f} |"
-        )
+        print(", ".join(f"{name} {value}" for name, value in setup.items()), flush=True)
+        results = run_rounds(ways, requests, model, floor_flops, arguments.repeat)
+    for guard in guards:
+        guard.close()
+    print(table(results))
     if arguments.json:
-        arguments.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
-    different = {name for name in verdicts if verdicts[name] != verdicts[arguments.ways[-1]]}
-    for name in sorted(different):
-        pairs = zip(verdicts[name], verdicts[arguments.ways[-1]], strict=True)
-        print(f"{name} differs in {sum(x != y for x, y in pairs)} verdicts", file=sys.stderr)
+        report = {"setup": setup, "ways": {name: result.numbers() for name, result in results.items()}}
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n", "utf-8")
+    different = disagreements(results, requests)
+    for line in different:
+        print(line, file=sys.stderr)
     return 1 if different else 0
 
 

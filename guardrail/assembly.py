@@ -69,6 +69,7 @@ def _llama_guard(version: GuardVersion) -> Callable[[Settings], HazardClassifier
                 version=version,
                 device_map=device_map,
                 dtype=settings.dtype,
+                attn_implementation=settings.attn_implementation,
                 quantization=settings.quantization,
             )
 

@@ -1,21 +1,22 @@
 """Settings: from the environment (``GUARDRAIL_*``) or from code, checked where they enter.
 
-==========================  =====================================================================================
-``GUARDRAIL_MODEL``         ``auto`` (default), ``embedded``, ``llama-guard-2``, ``llama-guard-3``, or a plug-in's name
-``GUARDRAIL_MODEL_PATH``    Hub id or folder of the guard model's weights
-``GUARDRAIL_MODEL_REVISION``  Revision (commit) of the weights on the hub
-``GUARDRAIL_DEVICE_MAP``    Where the weights go, in accelerate's words; default ``auto``
-``GUARDRAIL_DTYPE``         Number type of the weights; default ``auto``
-``GUARDRAIL_QUANTIZATION``  ``8bit`` or ``4bit``: weights quantised by bitsandbytes; default: not
-``GUARDRAIL_REPLICAS``      Copies of the guard model, GPU by GPU, for throughput; default 1
-``GUARDRAIL_GUARD_URL``     An OpenAI-compatible server (vLLM, TGI, llama.cpp) that runs the guard model
-``GUARDRAIL_GUARD_API_KEY``  Its bearer token
-``GUARDRAIL_GUARD_MODEL``   The model's name there; default: the Hub id
-``GUARDRAIL_POLICY``        ``default``, ``strict``, ``monitor``, or a YAML file
-``GUARDRAIL_CODE_SHIELD``   Whether code blocks are examined; default ``true``
-``GUARDRAIL_SEMGREP``       The semgrep executable, where it is not beside Python or on ``PATH``
-``GUARDRAIL_THREADS``       Threads of the embedded model; default: one a core
-==========================  =====================================================================================
+=================================  =====================================================================================
+``GUARDRAIL_MODEL``                ``auto`` (default), ``embedded``, ``llama-guard-2``, ``llama-guard-3``, a plug-in's
+``GUARDRAIL_MODEL_PATH``           Hub id or folder of the guard model's weights
+``GUARDRAIL_MODEL_REVISION``       Revision (commit) of the weights on the hub
+``GUARDRAIL_DEVICE_MAP``           Where the weights go, in accelerate's words; default ``auto``
+``GUARDRAIL_DTYPE``                Number type of the weights; default ``auto``
+``GUARDRAIL_ATTN_IMPLEMENTATION``  transformers' attention of the guard model, e.g. ``sdpa``; default: its own choice
+``GUARDRAIL_QUANTIZATION``         ``8bit`` or ``4bit``: weights quantised by bitsandbytes; default: not
+``GUARDRAIL_REPLICAS``             Copies of the guard model, GPU by GPU, for throughput; default 1
+``GUARDRAIL_GUARD_URL``            An OpenAI-compatible server (vLLM, TGI, llama.cpp) that runs the guard model
+``GUARDRAIL_GUARD_API_KEY``        Its bearer token
+``GUARDRAIL_GUARD_MODEL``          The model's name there; default: the Hub id
+``GUARDRAIL_POLICY``               ``default``, ``strict``, ``monitor``, or a YAML file
+``GUARDRAIL_CODE_SHIELD``          Whether code blocks are examined; default ``true``
+``GUARDRAIL_SEMGREP``              The semgrep executable, where it is not beside Python or on ``PATH``
+``GUARDRAIL_THREADS``              Threads of the embedded model; default: one a core
+=================================  =====================================================================================
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ class Settings(BaseSettings):
     model_revision: str | None = None
     device_map: str = "auto"
     dtype: str = "auto"
+    attn_implementation: str | None = None
     quantization: Literal["8bit", "4bit"] | None = None
     replicas: int = Field(default=1, ge=1, le=64)
     guard_url: str | None = None

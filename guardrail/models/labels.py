@@ -73,6 +73,12 @@ class LabelTokens:
         cut = len(written) - len(self.later)
         return tuple(written[cut:]) == self.later and self._ends_label(written[cut - 1])
 
+    def draft(self, written: Sequence[int]) -> tuple[int, ...]:
+        """What is likely to come between a text after the answer's first token and the next place."""
+        if not written:
+            return self.first
+        return self.later if self._ends_label(written[-1]) else ()
+
     @property
     def tokens(self) -> list[int]:
         """Every token whose probability at a place counts."""

@@ -188,7 +188,7 @@ class PackedModel:
             return logits
 
     def step(self, tokens: Sequence[int], positions: Sequence[int], state: _State) -> Tensor:
-        """Runs one token of each of some documents; returns logits [documents, vocabulary]."""
+        """Runs a row of tokens that go on from documents; returns logits [tokens, vocabulary]."""
         with torch.inference_mode():
             return self._forward(tokens, positions, state, keep=list(range(len(tokens))))
 
@@ -247,11 +247,11 @@ class PackedPass:
         self._state = state
 
     def go_on(self, chosen: Sequence[int], *, most_tokens: int) -> Continuation:
-        """Goes on from some of the documents, one token of each at a time.
+        """Goes on from some of the documents, some tokens of each at a time.
 
         Args:
             chosen: Which documents, at least one.
-            most_tokens: How many tokens each can get.
+            most_tokens: How many tokens each can get, those of the last look included.
         """
         documents = [self._documents[i] for i in chosen]
         spans = [self._spans[i] for i in chosen]
@@ -273,48 +273,56 @@ class Continuation:
         # Documents of one prefix stand together here, too.
         self._order = sorted(range(len(documents)), key=lambda i: id(documents[i].prefix))
         self._row = [documents[i] for i in self._order]
-        self._lengths = [len(document.ids) for document in self._row]
-        self._step = 0
+        self._lengths = [len(document.ids) for document in self._row]  # tokens that stay, of each own part
         chosen = [spans[i] for i in self._order]
-        groups = _groups(self._row, [(i, i + 1) for i in range(len(self._row))])
         with torch.inference_mode():
             self._keys = [_padded(tensor, chosen, most_tokens) for tensor in state.keys]
             self._values = [_padded(tensor, chosen, most_tokens) for tensor in state.values]
-        self._groups = groups
+        self._groups: list[_Group] = []
 
-    def step(self, tokens: Sequence[int], *, keeps: bool = True) -> Tensor:
-        """Appends one token to each document.
+    def look(self, tokens: Sequence[Sequence[int]]) -> Tensor:
+        """Reads what would come after some more tokens of each document; :meth:`keep` says which of them stay.
 
         Args:
-            tokens: One for each document.
-            keeps: False only looks what would come: the next step takes this one's place.
+            tokens: The same number for each document, at least one.
 
         Returns:
-            The logits after it, [documents, vocabulary].
+            The logits after each of them, [documents, tokens, vocabulary].
         """
-        row = [tokens[i] for i in self._order]
-        positions = [d.first_position + n + self._step for d, n in zip(self._row, self._lengths, strict=True)]
-        logits = self._model.step(row, positions, self)
-        self._step += keeps
-        back = [0] * len(row)
+        width = len(tokens[0])
+        self._groups = _groups(self._row, [(i * width, (i + 1) * width) for i in range(len(self._row))])
+        row = [token for i in self._order for token in tokens[i]]
+        first = [d.first_position + n for d, n in zip(self._row, self._lengths, strict=True)]
+        logits = self._model.step(row, [at + i for at in first for i in range(width)], self)
+        back = [0] * len(tokens)
         for at, i in enumerate(self._order):
             back[i] = at
-        return logits[back]
+        return logits.view(len(tokens), width, -1)[back]
+
+    def keep(self, counts: Sequence[int]) -> None:
+        """Lets the first tokens of the last look stay, so many of each document; the next look goes on after those."""
+        for at, i in enumerate(self._order):
+            self._lengths[at] += counts[i]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attends from one new token of each document; see :func:`_packed_attention` for the shapes."""
+        """Attends from the new tokens of each document; see :func:`_packed_attention` for the shapes."""
         keys, values = self._keys[layer], self._values[layer]
         count, key_heads, room, size = keys.shape
-        ends = torch.tensor([n + self._step for n in self._lengths], device=query.device)
-        rows = torch.arange(count, device=query.device)
-        keys[rows, :, ends] = key.transpose(0, 1)
-        values[rows, :, ends] = value.transpose(0, 1)
-        # [documents, key heads, query heads of each, head size]
-        grouped = query.view(key_heads, -1, count, size).permute(2, 0, 1, 3)
-        hidden = torch.arange(room, device=query.device) > ends[:, None]
-        own, lse = _attend_plainly(grouped, keys, values, scale, hidden[:, None, None, :])
-        own = own.permute(1, 2, 0, 3).reshape(query.shape)
-        lse = lse.permute(1, 2, 0).reshape(query.shape[:2])
+        width = query.shape[1] // count
+        # [documents, tokens of each]: where each new token stands, and sees to
+        ends = torch.tensor([[n + i for i in range(width)] for n in self._lengths], device=query.device)
+        rows = torch.arange(count, device=query.device)[:, None]
+        keys[rows, :, ends] = key.view(key_heads, count, width, size).permute(1, 2, 0, 3)
+        values[rows, :, ends] = value.view(key_heads, count, width, size).permute(1, 2, 0, 3)
+        # [documents, key heads, query heads of each x tokens of each, head size]
+        grouped = (
+            query.view(key_heads, -1, count, width, size).permute(2, 0, 1, 3, 4).reshape(count, key_heads, -1, size)
+        )
+        hidden = torch.arange(room, device=query.device) > ends[:, :, None]  # [documents, tokens of each, room]
+        hidden = hidden.repeat(1, grouped.shape[2] // width, 1)[:, None]
+        own, lse = _attend_plainly(grouped, keys, values, scale, hidden)
+        own = own.view(count, key_heads, -1, width, size).permute(1, 2, 0, 3, 4).reshape(query.shape)
+        lse = lse.view(count, key_heads, -1, width).permute(1, 2, 0, 3).reshape(query.shape[:2])
         return self._model.kernels.add_prefixes(query, own, lse, self._groups, layer, scale)
 
 

@@ -63,6 +63,9 @@ _DEFAULT_PROMPT_TOKENS = 8192
 # Tokens of a row: more only delays the first answer on a CPU, and a GPU needs thousands to be busy.
 _CPU_BATCH_TOKENS, _GPU_BATCH_TOKENS = 1024, 4096
 
+# How long a first prompt waits for company: less than a pass of an 8B model takes.
+_MAX_WAIT_S = 0.002
+
 # How far a packed pass may be from the model's own attention on the canary: bfloat16 rounds differently in either.
 _MOST_DRIFT = 0.02
 
@@ -95,6 +98,7 @@ class TransformersGuardModel:
         version: GuardVersion,
         max_prompt_tokens: int = _DEFAULT_PROMPT_TOKENS,
         max_batch_tokens: int | None = None,
+        max_wait_s: float = _MAX_WAIT_S,
         max_queued_tokens: int = 1_000_000,
         max_queued_requests: int = 4096,
     ) -> None:
@@ -120,6 +124,7 @@ class TransformersGuardModel:
         self._worker: BatchWorker[_Item, Assessment] = BatchWorker(
             self._run_batch,
             max_batch_tokens=max_batch_tokens or (_CPU_BATCH_TOKENS if on_cpu else _GPU_BATCH_TOKENS),
+            max_wait_s=max_wait_s,
             max_queued_tokens=max_queued_tokens,
             max_queued_requests=max_queued_requests,
             name="guardrail-guard-model",
@@ -374,33 +379,46 @@ class TransformersGuardModel:
             return []
         written: list[list[int]] = [[] for _ in chosen]
         places: list[list[dict[str, float]]] = [[] for _ in chosen]
-        ended = [answer in self._end_ids] * len(chosen)
-        more = run.go_on(chosen, most_tokens=self._most_answer_tokens + 1)
-        tops = [answer] * len(chosen)
-        for _ in range(self._most_answer_tokens):
-            if all(ended):
-                break
-            shares = more.step(tops).float().softmax(dim=-1)
-            is_label = answer == self._unsafe_id
-            at_place = {
-                at for at, text in enumerate(written) if is_label and not ended[at] and self._labels.expects_label(text)
-            }
+        going_on = [] if answer in self._end_ids else list(range(len(chosen)))
+        is_label = answer == self._unsafe_id
+        longest_draft = max(len(self._labels.first), len(self._labels.later))
+        more = run.go_on(chosen, most_tokens=self._most_answer_tokens + 1 + longest_draft)
+        while going_on:
+            # Each step reads all weights for a few tokens. What the grammar lets expect is read along with the last
+            # token, and counts as far as greedy decoding agrees; a step then goes from one place to the next.
+            drafts = [
+                self._labels.draft(text) if is_label and at in going_on else () for at, text in enumerate(written)
+            ]
+            width = 1 + max(map(len, drafts))
+            rows = [[*(text or [answer])[-1:], *draft] for text, draft in zip(written, drafts, strict=True)]
+            logits = more.look([row + [row[0]] * (width - len(row)) for row in rows])
+            tops = logits.argmax(dim=-1).tolist()
+            fed = [0] * len(chosen)
+            new_places: list[tuple[int, int]] = []
+            for at in going_on:
+                for step, top in enumerate(tops[at]):
+                    if is_label and self._labels.expects_label(written[at]):
+                        new_places.append((at, step))
+                    written[at].append(top)
+                    fed[at] += 1
+                    if step >= len(drafts[at]) or top != drafts[at][step] or self._is_whole(written[at]):
+                        break
+            more.keep(fed)
             # What would follow a token that several codes begin with; with Llama 3's tokenizer there is none.
+            # A place is where a draft ends, so all that was fed before it stays.
             branches = {
-                token: more.step([token] * len(chosen), keeps=False).float().softmax(dim=-1)
-                for token in (self._labels.branches if at_place else ())
+                token: more.look([[token]] * len(chosen))[:, 0].float().softmax(dim=-1)
+                for token in (self._labels.branches if new_places else ())
             }
-            tops = shares.argmax(dim=-1).tolist()
-            for at, top in enumerate(tops):
-                if ended[at]:
-                    continue
-                if at in at_place:
-                    share = _read(shares[at], self._labels.tokens)
-                    after = {t: _read(rows[at], list(self._labels.branches[t])) for t, rows in branches.items()}
-                    places[at].append(self._labels.at_place(share, after))
-                written[at].append(top)
-                ended[at] = top in self._end_ids
+            for at, step in new_places:
+                share = _read(logits[at, step].float().softmax(dim=-1), self._labels.tokens)
+                after = {t: _read(shares[at], list(self._labels.branches[t])) for t, shares in branches.items()}
+                places[at].append(self._labels.at_place(share, after))
+            going_on = [at for at in going_on if not self._is_whole(written[at])]
         return list(zip(written, places, strict=True))
+
+    def _is_whole(self, written: Sequence[int]) -> bool:
+        return written[-1] in self._end_ids or len(written) >= self._most_answer_tokens
 
     def _text(self, answer: list[int]) -> str:
         ends = answer[-1] in self._end_ids

@@ -85,7 +85,7 @@ class TestRun:
         prefix = packed.prefix(ids)
         before = [tensor.clone() for tensor in (*prefix.keys, *prefix.values)]
         run = packed.run([Document(prefix, tokens(9, 8)), Document(prefix, tokens(3, 9))])
-        run.go_on([1, 0], most_tokens=2).step([4, 5])
+        run.go_on([1, 0], most_tokens=2).look([[4], [5]])
         assert packed.prefix(list(ids)) is prefix
         assert all(torch.equal(a, b) for a, b in zip(before, (*prefix.keys, *prefix.values), strict=True))
 
@@ -119,17 +119,21 @@ class TestContinuation:
     def test_going_on_is_reading_the_longer_text(
         self, packed: PackedModel, prefixes: list[Prefix | None], parts: list[tuple[int, int]], random: object
     ) -> None:
-        """Each step's logits are those of the document with its new tokens, whichever documents go on."""
+        """A look's logits are those of the document with its new tokens, whichever documents and tokens stay."""
         documents = [Document(prefixes[which], tokens(count, seed)) for seed, (which, count) in enumerate(parts)]
         chosen = random.sample(range(len(documents)), random.randint(1, len(documents)))  # type: ignore[attr-defined]
-        more = packed.run(documents).go_on(chosen, most_tokens=4)
+        more = packed.run(documents).go_on(chosen, most_tokens=9)
         texts = [whole(documents[i]) for i in chosen]
-        for step in range(4):
-            new = tokens(len(chosen), 50 + step)
-            logits = more.step(new)
-            for at, token in enumerate(new):
-                texts[at].append(token)
-                assert (logits[at] - packed.plain_logits(texts[at])).abs().max() <= TOLERANCE
+        for step, width in enumerate((1, 3, 2, 3)):
+            new = [tokens(width, 50 + 10 * step + at) for at in range(len(chosen))]
+            logits = more.look(new)
+            stay = [random.randint(0, min(width, 2)) for _ in chosen]  # type: ignore[attr-defined]
+            more.keep(stay)
+            for at, row in enumerate(new):
+                for i in range(width):
+                    expected = packed.plain_logits([*texts[at], *row[: i + 1]])
+                    assert (logits[at, i] - expected).abs().max() <= TOLERANCE
+                texts[at] += row[: stay[at]]
 
 
 @pytest.mark.gpu
