@@ -32,7 +32,6 @@ import sys
 import tempfile
 import threading
 import time
-import unicodedata
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -42,36 +41,20 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from guardrail.errors import ConfigurationError, MissingExtra, ScanError
+from guardrail.errors import MissingExtra, ScanError
 from guardrail.shield import PartialScan
+from guardrail.shield.rulebook import RULES, load_rules
+from guardrail.shield.targets import LANGUAGES, Target, encode, make_targets
 from guardrail.verdict import CodeBlock, Finding, Severity, Span
 
 __all__ = ["SemgrepScanner"]
 
-_RULES = Path(__file__).parent / "rules"
-_CANARY = "guardrail_canary_7f3a"
 _CANARY_RULE = "guardrail.canary"
 _CACHE_SIZE = 4096
 # A block takes about 2 ms beside others; a log scan sends hundreds at once.
 _BLOCK_S = 0.1
 _FILE_TIMEOUT_S = 5  # one rule on one file; semgrep's own default
 
-# language -> (file suffix, rule languages, canary placed after the block)
-_CALL = f'{_CANARY}("end")'
-_TARGETS: dict[str, tuple[str, frozenset[str], str]] = {
-    "python": (".py", frozenset({"python"}), f"{_CALL}\n"),
-    "javascript": (".js", frozenset({"javascript"}), f";{_CALL};\n"),
-    "typescript": (".ts", frozenset({"typescript"}), f";{_CALL};\n"),
-    "tsx": (".tsx", frozenset({"typescript"}), f";{_CALL};\n"),
-    "java": (".java", frozenset({"java"}), f"class GuardrailCanary {{ void end() {{ {_CALL}; }} }}\n"),
-    "c": (".c", frozenset({"c"}), f"void guardrail_canary(void) {{ {_CALL}; }}\n"),
-    "cpp": (".cpp", frozenset({"cpp"}), f"void guardrail_canary(void) {{ {_CALL}; }}\n"),
-    "php": (".php", frozenset({"php"}), f";{_CALL};\n"),
-    "go": (".go", frozenset({"go"}), f"func guardrailCanary() {{ {_CALL} }}\n"),
-}
-_DIALECTS = {"javascript": ("javascript", "tsx", "typescript"), "typescript": ("typescript", "tsx"), "c": ("c", "cpp")}
 _SEVERITY = {"INFO": Severity.INFO, "WARNING": Severity.WARNING, "ERROR": Severity.ERROR}
 
 
@@ -93,21 +76,6 @@ class _Result:
 
     hits: tuple[_Hit, ...] = ()
     failure: str = ""
-
-
-@dataclass(frozen=True)
-class _Target:
-    """A file to scan: ``prefix`` + body + canary; body has as many code points as the code it stands for."""
-
-    name: str
-    target: str
-    prefix: str
-    body: str
-    suffix: str
-
-    @property
-    def text(self) -> str:
-        return self.prefix + self.body + self.suffix
 
 
 @dataclass
@@ -134,9 +102,9 @@ class SemgrepScanner:
     def __init__(self, *, executable: str | None = None, rules: Path | None = None, timeout_s: float = 30.0) -> None:
         self._executable = executable or _find_executable()
         self._timeout_s = timeout_s
-        self._rules, digest = _load_rules(rules or _RULES)
+        self._rules, digest = load_rules(rules or RULES)
         named = {language for rule in self._rules for language in rule["languages"]}
-        self.languages = frozenset(name for name in _TARGETS if name != "tsx" and named & _TARGETS[name][1])
+        self.languages = frozenset(n for n, language in LANGUAGES.items() if n != "tsx" and language.rules in named)
         self.rules_hash = digest
         self._revision: str | None = None
         self._lock = threading.Lock()
@@ -175,7 +143,7 @@ class SemgrepScanner:
     def _scan_blocking(
         self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event
     ) -> list[list[Finding] | ScanError]:
-        keys = [(block.language or "", hashlib.sha256(_encode(block.code)).hexdigest()) for block in blocks]
+        keys = [(block.language or "", hashlib.sha256(encode(block.code)).hexdigest()) for block in blocks]
         results: dict[tuple[str, str], _Result] = {}
         missing: dict[tuple[str, str], CodeBlock] = {}
         with self._lock:
@@ -202,7 +170,7 @@ class SemgrepScanner:
         self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event
     ) -> tuple[list[_Result], list[bool]]:
         """Scans code, then the variants of what failed; also says which results would be the same next time."""
-        first = [_targets(block, f"a{i}x") for i, block in enumerate(blocks)]
+        first = [make_targets(block, f"a{i}x") for i, block in enumerate(blocks)]
         run = self._run([targets[0] for targets in first], deadline, cancelled)
         results = [_judge(run, targets[0], blocks[i].code) for i, targets in enumerate(first)]
         again = [i for i, result in enumerate(results) if result.failure and first[i][0].name not in run.failed]
@@ -221,7 +189,7 @@ class SemgrepScanner:
         lost = set(run.failed) | set(retry.failed)
         return results, [not any(target.name in lost for target in targets) for targets in first]
 
-    def _run(self, targets: list[_Target], deadline: float, cancelled: threading.Event) -> _Run:
+    def _run(self, targets: list[Target], deadline: float, cancelled: threading.Event) -> _Run:
         """Runs semgrep over the targets; where a run fails, over each half, so that one block fails alone."""
         left = deadline - time.monotonic()
         try:
@@ -243,14 +211,14 @@ class SemgrepScanner:
             left_run.failed | right_run.failed,
         )
 
-    def _run_once(self, targets: list[_Target], timeout_s: float, cancelled: threading.Event) -> _Run:
+    def _run_once(self, targets: list[Target], timeout_s: float, cancelled: threading.Event) -> _Run:
         folder = Path(tempfile.mkdtemp(prefix="guardrail-scan-"))  # mode 0700
         try:
             source = folder / "code"
             source.mkdir()
             for target in targets:
-                (source / target.name).write_bytes(_encode(target.text))
-            wanted = frozenset[str]().union(*(_TARGETS[target.target][1] for target in targets))
+                (source / target.name).write_bytes(encode(target.text))
+            wanted = frozenset(LANGUAGES[target.language].rules for target in targets)
             (folder / "rules.json").write_text(json.dumps({"rules": self._rules_for(wanted)}), encoding="utf-8")
             return _read_report(self._call(folder, timeout_s, cancelled), targets)
         except OSError as exc:
@@ -271,7 +239,7 @@ class SemgrepScanner:
                 "languages": [language],
                 "severity": "INFO",
                 "message": "canary",
-                "pattern": _CALL + (";" if language in ("java", "c", "cpp", "php") else ""),
+                "pattern": LANGUAGES[language].pattern,
             }
             for language in sorted(wanted)
         ]
@@ -373,191 +341,10 @@ def _version(executable: str) -> str:
     return done.stdout.strip().splitlines()[-1][:40] if done.stdout.strip() else "unknown"
 
 
-def _load_rules(folder: Path) -> tuple[list[dict[str, Any]], str]:
-    digest = hashlib.sha256()
-    rules: list[dict[str, Any]] = []
-    for path in sorted(folder.glob("*/*.yaml")):
-        if path.name.endswith(".cases.yaml"):
-            continue
-        data = path.read_bytes()
-        digest.update(f"{path.relative_to(folder).as_posix()}\0{len(data)}\0".encode() + data)
-        try:
-            rules += yaml.load(data, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))["rules"]  # noqa: S506
-        except (yaml.YAMLError, KeyError, TypeError) as exc:
-            raise ConfigurationError(f"expected semgrep rules in {path}, got {type(exc).__name__}") from exc
-    if not rules:
-        raise ConfigurationError(f"expected rules under {folder}/<language>/*.yaml, got none")
-    return rules, digest.hexdigest()
-
-
-def _encode(text: str) -> bytes:
-    return text.encode("utf-8", errors="replace")  # a lone surrogate becomes "?": one code point for one
-
-
-# -- what is written, and repairs
-
-
-def _targets(block: CodeBlock, stem: str) -> list[_Target]:
-    """Returns the file for a block, and after it the variants to try where that one is not understood."""
-    language = block.language or ""
-    body = _normalise(block.code, language)
-    plain, dots = body, _blank_elisions(body, language)
-    shapes = [("", text, "") for text in dict.fromkeys((plain, dots))]  # prefix, body, suffix
-    shapes += _closed(dots, language)
-    if language == "php":
-        shapes = [_php(*shape) for shape in shapes]
-        # Page mode proves nothing of bare code, which would all be page text: only for text that opens as a page.
-        if body.lstrip().startswith("<"):
-            shapes += [("", plain, "\n<?php "), ("", plain, "")]
-    targets: list[_Target] = []
-    seen: set[tuple[str, str]] = set()
-    for dialect in _DIALECTS.get(language, (language,)):
-        suffix, _, canary = _TARGETS[dialect]
-        for before, text, after in shapes:
-            whole = before + text + after
-            if (dialect, whole) in seen:
-                continue
-            seen.add((dialect, whole))
-            name = f"{stem}{len(targets)}{suffix}"
-            targets.append(_Target(name, dialect, before, text, f"{after}\n{canary}"))
-    return targets[:10]
-
-
-_INVISIBLE = dict.fromkeys(map(ord, "\ufeff\u200b\u200c\u200d\u2060\u00ad\0"), " ")
-_SEPARATORS = {0x2028: "\n", 0x2029: "\n"}
-
-
-def _normalise(code: str, language: str) -> str:
-    """Maps characters one for one to what the language's own reader makes of them, where semgrep's differs."""
-    if code.isascii() and "\0" not in code:
-        return code
-    code = code.translate(_INVISIBLE)
-    if language in ("javascript", "typescript"):
-        return code.translate(_SEPARATORS)  # both end a // comment
-    if language == "python":  # identifiers are compared in NFKC: fullwidth "eval" is eval
-        wide = {
-            ord(c): n
-            for c in set(code)
-            if not c.isascii() and (n := unicodedata.normalize("NFKC", c)).isalnum() and n.isascii() and len(n) == 1
-        }
-        return code.translate(wide)
-    return code
-
-
-def _blank_elisions(code: str, language: str) -> str:
-    """Blanks lines that are only dots; in Python also the prompts of a session, whose output becomes comments."""
-    lines = code.split("\n")
-    is_session = language == "python" and code.lstrip().startswith(">>>")
-    for i, line in enumerate(lines):
-        text = line.strip()
-        if is_session:
-            if line.startswith((">>>", "...")):
-                lines[i] = line[4:] + " " * min(4, len(line)) if len(line) > 3 else " " * len(line)
-            elif line:
-                lines[i] = "#" + line[1:]
-        elif text and not text.strip(".…") and language != "python":
-            lines[i] = " " * len(line)
-    return "\n".join(lines)
-
-
-_OPENERS = {"(": ")", "[": "]", "{": "}"}
-
-
-def _closed(code: str, language: str) -> list[tuple[str, str, str]]:
-    """Returns what to write before and after the code so that its brackets match, likeliest first."""
-    stack, unopened, tail = _brackets(code, language)
-    before = "".join({")": "(", "]": "[", "}": "{"}[c] for c in reversed(unopened))
-    after = tail + "".join(_OPENERS[c] for c in reversed(stack))
-    shapes: list[tuple[str, str, str]] = []
-    if language == "python":
-        pad = "\n" + " " * (_last_indent(code) + 4) + "pass\n"
-        first = code.lstrip("\n ")[:8]
-        head = "try:\n  pass\n" if first.startswith(("except", "finally")) else ""
-        head = "if 0:\n  pass\n" if first.startswith(("elif", "else")) else head
-        return [("", code, after), ("", code, after + pad), (before + head, code, after), (head, code, after + pad)]
-    first = code.lstrip()
-    lead = ""
-    if unopened[:1] == ["}"]:
-        rest = first[1:].lstrip() if first.startswith("}") else ""
-        lead = "try " if rest.startswith(("catch", "finally")) else "if (1) " if rest.startswith("else") else ""
-        lead = "do " if rest.startswith("while") else lead
-        if language == "go" and lead:
-            lead = "if true "
-    elif first.startswith("else"):
-        lead = "if (1) {} "
-    elif first.startswith(("catch", "finally")):
-        lead = "try {} "
-    opened = before[: len(before) - 1] + lead + before[len(before) - 1 :] if before else lead
-    if language == "go":
-        opened = "func f() { " * bool(before or lead) + opened
-        after += "\n}" * bool(before or lead)
-    shapes += [("", code, after), (opened, code, after), (opened, code, ";" + after), ("", code, "\n" + after)]
-    if language in ("java", "c", "cpp", "php", "javascript", "typescript"):
-        wrap = {"java": "void f() { ", "c": "void f() { ", "cpp": "void f() { "}.get(language, "function f() { ")
-        shapes += [(wrap + opened, code, after + "\n}"), ("class A { " + opened, code, after + "\n}")]
-    return shapes
-
-
-def _last_indent(code: str) -> int:
-    lines = [line for line in code.split("\n") if line.strip()]
-    return len(lines[-1]) - len(lines[-1].lstrip()) if lines else 0
-
-
-def _brackets(code: str, language: str) -> tuple[list[str], list[str], str]:
-    """Returns the open brackets, the closers without an opener, and what ends an open string or comment."""
-    stack: list[str] = []
-    unopened: list[str] = []
-    hashes = language in ("python", "php")
-    slashes = language != "python"
-    quotes = "\"'`" if language in ("javascript", "typescript", "go") else "\"'"
-    i, n = 0, len(code)
-    while i < n:
-        char = code[i]
-        if (char == "#" and hashes) or (slashes and code.startswith("//", i)):
-            end = code.find("\n", i)
-            if end < 0:
-                return stack, unopened, "\n"
-            i = end
-        elif slashes and code.startswith("/*", i):
-            end = code.find("*/", i + 2)
-            if end < 0:
-                return stack, unopened, "*/"
-            i = end + 2
-        elif char in quotes:
-            mark = char * 3 if language in ("python", "java") and code.startswith(char * 3, i) else char
-            is_raw = mark == "`" and language == "go"
-            i += len(mark)
-            spans_lines = len(mark) == 3 or char == "`" or language == "php"
-            while i < n and not code.startswith(mark, i):
-                if code[i] == "\n" and not spans_lines:
-                    break
-                i += 2 if code[i] == "\\" and not is_raw else 1
-            if i >= n:
-                return stack, unopened, mark
-            i += len(mark) if code.startswith(mark, i) else 0
-        else:
-            if char in _OPENERS:
-                stack.append(char)
-            elif char in ")]}":
-                if stack and _OPENERS[stack[-1]] == char:
-                    stack.pop()
-                elif not any(_OPENERS[c] == char for c in stack[-8:]):
-                    unopened.append(char)
-            i += 1
-    return stack, unopened, ""
-
-
-def _php(before: str, body: str, after: str) -> tuple[str, str, str]:
-    """Puts code without an opening tag into PHP mode; text that starts with ``<`` is a page and is left as it is."""
-    has_tag = body.lstrip().startswith("<") and "<?" in body
-    in_page = body.rfind("?>") > max(body.rfind("<?"), -1)
-    return ("" if has_tag else "<?php ") + before, body, after + ("\n<?php " if in_page else "")
-
-
 # -- what is read
 
 
-def _read_report(output: bytes, targets: list[_Target]) -> _Run:
+def _read_report(output: bytes, targets: list[Target]) -> _Run:
     try:
         report = json.loads(output)
         scanned, results, errors = report["paths"]["scanned"], report["results"], report["errors"]
@@ -584,12 +371,12 @@ def _kind(error: dict[str, Any]) -> str:
     return str(kind[0] if isinstance(kind, list) and kind else kind)[:40]
 
 
-def _judge(run: _Run, target: _Target, code: str) -> _Result:
+def _judge(run: _Run, target: Target, code: str) -> _Result:
     """Turns what a run reported on one file into hits in the code, and says whether the code was verified."""
     if target.name in run.failed:
         return _Result(failure=run.failed[target.name])
     raw = run.hits.get(target.name, [])
-    data = _encode(target.text)
+    data = encode(target.text)
     shift, end = len(target.prefix), len(target.prefix) + len(code)
     hits: set[_Hit] = set()
     has_canary = False
@@ -619,7 +406,7 @@ def _judge(run: _Run, target: _Target, code: str) -> _Result:
     return _Result(tuple(sorted(hits, key=_place)), failure)
 
 
-def _failure(run: _Run, target: _Target, has_canary: bool) -> str:
+def _failure(run: _Run, target: Target, has_canary: bool) -> str:
     if target.name not in run.scanned:
         return "semgrep did not scan it"
     lines = target.text.split("\n")
@@ -638,7 +425,7 @@ def _is_harmless(lines: list[str], span: dict[str, Any] | None) -> bool:
     first, last = span["start"]["line"] - 1, span["end"]["line"] - 1
     if last != first or not 0 <= first < len(lines):
         return False
-    line = _encode(lines[first])[span["start"]["col"] - 1 : span["end"]["col"] - 1]
+    line = encode(lines[first])[span["start"]["col"] - 1 : span["end"]["col"] - 1]
     return len(line) <= 30 and not any(char in b"(=+`$%@&*\"'\\" for char in line)
 
 

@@ -90,6 +90,6 @@ def test_rule_is_complete(path: Path, rule: dict[str, Any]) -> None:
 def test_every_language_has_rules() -> None:
     """Each language folder holds at least six rules, with ids used once."""
     counts = Counter(path.parent.name for path, _ in all_rules())
-    assert set(counts) == {"python", "javascript", "java", "c", "php", "go"}
+    assert set(counts) >= {"python", "javascript", "java", "c", "php", "go"}
     assert min(counts.values()) >= 6
     assert max(Counter(rule["id"] for _, rule in all_rules()).values()) == 1
