@@ -92,6 +92,7 @@ def _remote_guard_model(settings: Settings, url: str, version: GuardVersion) -> 
         tokenizer=weights,
         revision=settings.model_revision,
         version=version,
+        prompt_format=settings.guard_prompt_format,
         api_key=settings.guard_api_key.get_secret_value() if settings.guard_api_key is not None else None,
     )
 

@@ -12,6 +12,7 @@
 ``GUARDRAIL_GUARD_URL``            An OpenAI-compatible server (vLLM, TGI, llama.cpp) that runs the guard model
 ``GUARDRAIL_GUARD_API_KEY``        Its bearer token
 ``GUARDRAIL_GUARD_MODEL``          The model's name there; default: the Hub id
+``GUARDRAIL_GUARD_PROMPT_FORMAT``  ``tokens`` (default), or ``text`` for a server that takes no token ids (TGI)
 ``GUARDRAIL_POLICY``               ``default``, ``strict``, ``monitor``, or a YAML file
 ``GUARDRAIL_CODE_SHIELD``          Whether code blocks are examined; default ``true``
 ``GUARDRAIL_SEMGREP``              The semgrep executable, where it is not beside Python or on ``PATH``
@@ -47,6 +48,7 @@ class Settings(BaseSettings):
     guard_url: str | None = None
     guard_api_key: SecretStr | None = None
     guard_model: str | None = None
+    guard_prompt_format: Literal["tokens", "text"] = "tokens"
     policy: str = "default"
     code_shield: bool = True
     semgrep: str | None = None

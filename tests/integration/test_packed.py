@@ -111,7 +111,7 @@ class TestRun:
 
 
 class TestContinuation:
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=12, deadline=None)
     @given(
         st.lists(st.tuples(st.integers(0, 3), st.integers(1, 40)), min_size=1, max_size=6),
         st.randoms(use_true_random=False),

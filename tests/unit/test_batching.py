@@ -291,7 +291,7 @@ class TestBatcher:
     @settings(max_examples=20, deadline=None)
     @given(st.integers(0, 2**32), st.booleans())
     def test_each_of_500_requests_ends_exactly_once_on_a_fake_clock(self, seed: int, drains: bool) -> None:
-        """Failures, deadlines and cancellations fall anywhere, also into a running batch; the clock is moved by hand."""
+        """Failures, deadlines and cancellations fall anywhere, also into a running batch; the test moves the clock."""
         rng = random.Random(seed)
         now = [0.0]
         futures: dict[int, Future[int]] = {}
