@@ -20,6 +20,7 @@ __all__ = [
     "Assessment",
     "Attempt",
     "CodeBlock",
+    "Confidence",
     "Conversation",
     "Decision",
     "Exchange",
@@ -72,6 +73,14 @@ class Severity(str, Enum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
+
+
+class Confidence(str, Enum):
+    """How sure a finding is, in semgrep's words."""
+
+    LOW = "low"
+    MEDIUM = "medium"
+    HIGH = "high"
 
 
 class Action(str, Enum):
@@ -198,7 +207,9 @@ class Finding:
         line: Line in the code block, from 1.
         column: Column in the code block, from 1.
         language: Language of the code block.
-        message: What is wrong and what to do instead, for the reader.
+        message: What is wrong, for the reader.
+        confidence: How sure it is.
+        fix: What to do instead, in one line for the reader or the generator; may be empty.
     """
 
     rule_id: str
@@ -209,6 +220,8 @@ class Finding:
     column: int
     language: str
     message: str
+    confidence: Confidence = Confidence.MEDIUM
+    fix: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the finding as JSON values."""
@@ -216,12 +229,14 @@ class Finding:
             "rule_id": self.rule_id,
             "cwe": self.cwe,
             "severity": self.severity.value,
+            "confidence": self.confidence.value,
             "start": self.span.start,
             "end": self.span.end,
             "line": self.line,
             "column": self.column,
             "language": self.language,
             "message": self.message,
+            "fix": self.fix,
         }
 
 

@@ -34,6 +34,7 @@ from guardrail.taxonomy import HazardCategory
 from guardrail.verdict import (
     Action,
     Attempt,
+    Confidence,
     Conversation,
     Decision,
     Exchange,
@@ -122,6 +123,7 @@ _ROLES = _EnumMap(Role, pb.Role, "ROLE", None)
 _RAILS = _EnumMap(Rail, pb.Rail, "RAIL", Rail.RESPONSE)
 _ACTIONS = _EnumMap(Action, pb.Action, "ACTION", Action.BLOCK)
 _OUTCOMES = _EnumMap(Outcome, pb.Outcome, "OUTCOME", Outcome.UNVERIFIED)
+_CONFIDENCES = _EnumMap(Confidence, pb.Confidence, "CONFIDENCE", Confidence.HIGH)
 _SEVERITIES = _EnumMap(Severity, pb.Severity, "SEVERITY", Severity.ERROR)
 _CATEGORIES = _EnumMap(HazardCategory, pb.HazardCategory, "HAZARD_CATEGORY", None)
 
@@ -205,6 +207,8 @@ def _finding_to_wire(finding: Finding) -> pb.Finding:
         column=finding.column,
         language=finding.language,
         message=finding.message,
+        confidence=_CONFIDENCES.to_wire(finding.confidence),
+        fix=finding.fix,
     )
 
 
@@ -219,6 +223,8 @@ def _finding_from_wire(finding: pb.Finding) -> Finding:
         finding.column,
         finding.language,
         finding.message,
+        _CONFIDENCES.from_wire(finding.confidence),
+        finding.fix,
     )
 
 

@@ -43,6 +43,13 @@ class Severity(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SEVERITY_WARNING: _ClassVar[Severity]
     SEVERITY_ERROR: _ClassVar[Severity]
 
+class Confidence(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    CONFIDENCE_UNSPECIFIED: _ClassVar[Confidence]
+    CONFIDENCE_LOW: _ClassVar[Confidence]
+    CONFIDENCE_MEDIUM: _ClassVar[Confidence]
+    CONFIDENCE_HIGH: _ClassVar[Confidence]
+
 class HazardCategory(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     HAZARD_CATEGORY_UNSPECIFIED: _ClassVar[HazardCategory]
@@ -78,6 +85,10 @@ SEVERITY_UNSPECIFIED: Severity
 SEVERITY_INFO: Severity
 SEVERITY_WARNING: Severity
 SEVERITY_ERROR: Severity
+CONFIDENCE_UNSPECIFIED: Confidence
+CONFIDENCE_LOW: Confidence
+CONFIDENCE_MEDIUM: Confidence
+CONFIDENCE_HIGH: Confidence
 HAZARD_CATEGORY_UNSPECIFIED: HazardCategory
 HAZARD_CATEGORY_VIOLENT_CRIMES: HazardCategory
 HAZARD_CATEGORY_NON_VIOLENT_CRIMES: HazardCategory
@@ -108,7 +119,7 @@ class Span(_message.Message):
     def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ...) -> None: ...
 
 class Finding(_message.Message):
-    __slots__ = ("rule_id", "cwe", "severity", "span", "line", "column", "language", "message")
+    __slots__ = ("rule_id", "cwe", "severity", "span", "line", "column", "language", "message", "confidence", "fix")
     RULE_ID_FIELD_NUMBER: _ClassVar[int]
     CWE_FIELD_NUMBER: _ClassVar[int]
     SEVERITY_FIELD_NUMBER: _ClassVar[int]
@@ -117,6 +128,8 @@ class Finding(_message.Message):
     COLUMN_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCE_FIELD_NUMBER: _ClassVar[int]
+    FIX_FIELD_NUMBER: _ClassVar[int]
     rule_id: str
     cwe: str
     severity: Severity
@@ -125,7 +138,9 @@ class Finding(_message.Message):
     column: int
     language: str
     message: str
-    def __init__(self, rule_id: _Optional[str] = ..., cwe: _Optional[str] = ..., severity: _Optional[_Union[Severity, str]] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., line: _Optional[int] = ..., column: _Optional[int] = ..., language: _Optional[str] = ..., message: _Optional[str] = ...) -> None: ...
+    confidence: Confidence
+    fix: str
+    def __init__(self, rule_id: _Optional[str] = ..., cwe: _Optional[str] = ..., severity: _Optional[_Union[Severity, str]] = ..., span: _Optional[_Union[Span, _Mapping]] = ..., line: _Optional[int] = ..., column: _Optional[int] = ..., language: _Optional[str] = ..., message: _Optional[str] = ..., confidence: _Optional[_Union[Confidence, str]] = ..., fix: _Optional[str] = ...) -> None: ...
 
 class Source(_message.Message):
     __slots__ = ("model", "revision", "template_hash")

@@ -46,7 +46,9 @@ def all_cases() -> list[tuple[str, str, str, bool]]:
 async def test_every_rule_finds_its_cases_and_nothing_in_the_clean_ones() -> None:
     """A rule hits each of its ``match`` snippets and none of its ``clean`` ones, and every snippet is verified."""
     cases = all_cases()
-    results = await SemgrepScanner(timeout_s=120).scan([block_of(code, language) for language, _, code, _ in cases])
+    results = await SemgrepScanner(timeout_s=120, every_rule=True).scan(
+        [block_of(code, language) for language, _, code, _ in cases]
+    )
     wrong = []
     for (_, rule_id, code, should_match), result in zip(cases, results, strict=True):
         if isinstance(result, ScanError):
@@ -60,7 +62,9 @@ async def test_javascript_rules_hold_for_typescript_and_c_rules_for_cpp() -> Non
     """A block labelled with the sister language gets the same hits."""
     sister = {"javascript": "typescript", "c": "cpp"}
     cases = [case for case in all_cases() if case[0] in sister and case[3] and "dangerously" not in case[2]]
-    results = await SemgrepScanner(timeout_s=120).scan([block_of(code, sister[name]) for name, _, code, _ in cases])
+    results = await SemgrepScanner(timeout_s=120, every_rule=True).scan(
+        [block_of(code, sister[name]) for name, _, code, _ in cases]
+    )
     missed = [
         (rule_id, code, str(result))
         for (_, rule_id, code, _), result in zip(cases, results, strict=True)
@@ -74,14 +78,17 @@ async def test_javascript_rules_hold_for_typescript_and_c_rules_for_cpp() -> Non
     ("path", "rule"), all_rules(), ids=lambda value: value["id"] if isinstance(value, dict) else ""
 )
 def test_rule_is_complete(path: Path, rule: dict[str, Any]) -> None:
-    """A rule has an id of its language, a CWE, a severity, a confidence, a message with a fix, and its cases."""
+    """A rule has an id of its language, a CWE, an OWASP category, a severity, a confidence, a fix, and its cases."""
     assert rule["id"].startswith(f"{path.parent.name}.")
     assert rule["metadata"]["cwe"].startswith("CWE-")
     assert rule["metadata"]["cwe"][4:].isdigit()
     assert rule["severity"] in {"INFO", "WARNING", "ERROR"}
     assert rule["metadata"]["confidence"] in {"LOW", "MEDIUM", "HIGH"}
     assert rule["severity"] != "ERROR" or rule["metadata"]["confidence"] != "LOW"
-    assert len(rule["message"]) > 40
+    assert rule["metadata"]["owasp"][:1] == "A"
+    assert len(rule["metadata"]["fix"].strip()) >= 10
+    assert "\n" not in rule["metadata"]["fix"].strip()
+    assert len(rule["message"]) > 20
     sides = load(path.with_suffix(".cases.yaml"))[rule["id"]]
     assert len(sides["match"]) >= 2
     assert len(sides["clean"]) >= 2

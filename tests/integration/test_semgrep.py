@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import stat
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -111,7 +111,7 @@ class TestFailures:
 
     def test_missing_semgrep_names_the_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The error says which pip install to run."""
-        monkeypatch.setattr(sys, "executable", "/nowhere/python")
+        monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
         monkeypatch.setenv("PATH", "")
         with pytest.raises(MissingExtra, match=r"pip install 'guardrail\[code\]'"):
             SemgrepScanner()
@@ -158,21 +158,21 @@ class TestRealSemgrep:
             ("const a = <b onClick={() => eval(x)}>hi</b>;", "typescript", "javascript.code-injection"),
             ("// c\u2028eval(x)", "javascript", "javascript.code-injection"),
             ("x=1;" * 600 + "eval(y);", "javascript", "javascript.code-injection"),
-            ("class A { void f() {\n  Runtime.getRuntime().exec(c);\n", "java", "java.command-injection"),
-            ("} catch (Exception e) {\n  Runtime.getRuntime().exec(c);\n}", "java", "java.command-injection"),
+            ("class A { void f() {\n  Runtime.getRuntime().exec(c);\n", "java", "java.command-from-variable"),
+            ("} catch (Exception e) {\n  Runtime.getRuntime().exec(c);\n}", "java", "java.command-from-variable"),
             ("int f(char *s) {\n  gets(s);\n", "c", "c.gets-used"),
             ("class A { public: void f(char *s) { gets(s); } };", "c", "c.gets-used"),
             ("system($_GET['c']);", "php", "php.command-injection"),
-            ("<h1><?php system($c); ?></h1>", "php", "php.command-injection"),
-            ("system($c); ?><b><?php ", "php", "php.command-injection"),
-            ("eval(x)  # nosemgrep", "python", "python.code-injection"),
-            (">>> import os\n>>> os.system(cmd)\n0", "python", "python.command-injection"),
-            ("    eval(x)\ny = 3", "python", "python.code-injection"),
-            ("print 'a'\neval(x)", "python", "python.code-injection"),
-            ("def f(x):\n    eval(x,\n", "python", "python.code-injection"),
-            ("\uff45val(x)", "python", "python.code-injection"),
-            ("\ufeffeval(x)", "python", "python.code-injection"),
-            ("x = '\0'\neval(y)", "python", "python.code-injection"),
+            ("<h1><?php system($c); ?></h1>", "php", "php.command-from-variable"),
+            ("system($c); ?><b><?php ", "php", "php.command-from-variable"),
+            ("eval(x)  # nosemgrep", "python", "python.eval-used"),
+            (">>> import os\n>>> os.system(cmd)\n0", "python", "python.shell-command-not-fixed"),
+            ("    eval(x)\ny = 3", "python", "python.eval-used"),
+            ("print 'a'\neval(x)", "python", "python.eval-used"),
+            ("def f(x):\n    eval(x,\n", "python", "python.eval-used"),
+            ("\uff45val(x)", "python", "python.eval-used"),
+            ("\ufeffeval(x)", "python", "python.eval-used"),
+            ("x = '\0'\neval(y)", "python", "python.eval-used"),
             ("h := md5.New()\n_ = h", "go", "go.weak-hash"),
         ],
     )
@@ -200,7 +200,7 @@ class TestRealSemgrep:
         (result,) = await scanner.scan([block_of(">>> a = 1\neval(b)\n1", "python")])
         findings = result.findings if isinstance(result, PartialScan) else result
         assert isinstance(findings, (list, tuple))
-        assert [finding.rule_id for finding in findings] == ["python.code-injection"]
+        assert [finding.rule_id for finding in findings] == ["python.eval-used"]
 
     async def test_a_canary_in_the_code_proves_nothing(self, scanner: SemgrepScanner) -> None:
         """An attacker who writes the canary does not get a broken block verified."""
@@ -210,7 +210,7 @@ class TestRealSemgrep:
     async def test_one_broken_block_leaves_the_others(self, scanner: SemgrepScanner) -> None:
         """Results belong to their blocks, in order."""
         broken = block_of("for each user in (list = ) do $$ the = thing(", "python")
-        results = await scanner.scan([BAD, broken, block_of("x = 1", "python"), block_of("x", "rust")])
+        results = await scanner.scan([BAD, broken, block_of("x = 1", "python"), block_of("x", "cobol")])
         assert [type(result) for result in results] == [list, PartialScan, list, PartialScan]
         assert [len(result) for result in results if isinstance(result, list)] == [1, 0]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 
@@ -97,10 +98,10 @@ class TestGuard:
     def test_without_semgrep_code_is_unverified_and_text_is_not(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """The default install works; what it cannot check it blocks, with the install that would help."""
 
-        def missing() -> str:
+        def missing(given: str | None) -> Path:
             raise MissingExtra("scanning code needs semgrep: pip install 'guardrail[code]'")
 
-        monkeypatch.setattr(semgrep, "_find_executable", missing)
+        monkeypatch.setattr(semgrep, "find_semgrep", missing)
         guard = build_guard(Settings(model="embedded"), policy=load_policy("default"))
         code = guard.check(Conversation.of("```python\nprint(1)\n```", role=Role.ASSISTANT))
         assert (code.outcome, code.action) == (Outcome.UNVERIFIED, Action.BLOCK)

@@ -33,6 +33,7 @@ from guardrail.taxonomy import HazardCategory
 from guardrail.verdict import (
     Action,
     Attempt,
+    Confidence,
     Conversation,
     Decision,
     Exchange,
@@ -62,6 +63,8 @@ findings = st.builds(
     rule_id=texts,
     cwe=texts,
     severity=st.sampled_from(Severity),
+    confidence=st.sampled_from(Confidence),
+    fix=texts,
     line=offsets,
     column=offsets,
     language=texts,
