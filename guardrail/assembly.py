@@ -105,10 +105,19 @@ def _auto(settings: Settings) -> HazardClassifier:
     return _embedded(settings)
 
 
+def _cascade(settings: Settings) -> HazardClassifier:
+    from guardrail.models.cascade import CascadeClassifier
+
+    # The guard first: where it cannot be built, nothing else was.
+    guard = _llama_guard(settings.cascade_guard)(settings)
+    return CascadeClassifier(_embedded(settings), guard, low=settings.cascade_low, high=settings.cascade_high)
+
+
 _FACTORIES: Mapping[str, Callable[[Settings], HazardClassifier]] = MappingProxyType(
     {
         "auto": _auto,
         "embedded": _embedded,
+        "cascade": _cascade,
         **{version.value: _llama_guard(version) for version in GuardVersion},
     }
 )
@@ -167,9 +176,11 @@ def _code_shield(settings: Settings) -> HazardClassifier:
     from guardrail.code_shield import CodeShield
     from guardrail.shield.missing import MissingScanner
     from guardrail.shield.semgrep import SemgrepScanner
+    from guardrail.shield.validate import load_rules
 
     try:
-        return CodeShield(SemgrepScanner(executable=settings.semgrep))
+        rules = load_rules(Path(settings.rules), semgrep=settings.semgrep) if settings.rules else None
+        return CodeShield(SemgrepScanner(executable=settings.semgrep, rules=rules))
     except MissingExtra as exc:
         logger.warning("answers with code will be unverified: %s", exc)
         return CodeShield(MissingScanner(exc))

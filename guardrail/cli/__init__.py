@@ -1,13 +1,13 @@
-"""The command line: ``guardrail check | scan | serve | policy | doctor``.
+"""The command line: ``guardrail check | scan | scan-code | eval | serve | policy | rules | doctor``.
 
 Exit codes, the same in every command:
 
 ====  ==============================================================================
 0     Done; ``check``: the text may pass
-1     It could not be done, e.g. the disk is full, or ``doctor`` found a fault
-2     Bad usage: an argument, a setting, a policy, an input that cannot work
-3     The policy says no: a blocked text, or a block rate above ``--max-block-rate``
-4     ``scan``: complete, and some rows could not be judged
+1     It could not be done, e.g. the disk is full; ``doctor`` or ``rules test`` found a fault
+2     Bad usage: an argument, a setting, a policy, a rule, an input that cannot work
+3     No: a blocked text, a block rate above ``--max-block-rate``, a finding that ``--fail-on`` names
+4     ``scan``, ``scan-code``, ``eval``: complete, and some rows or files could not be judged
 130   Interrupted
 ====  ==============================================================================
 
@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 import guardrail
-from guardrail.cli import check, doctor, policy, scan, serve
+from guardrail.cli import check, doctor, evaluate, policy, rules, scan, scan_code, serve
 from guardrail.cli.console import ExitCode, say_error
 from guardrail.errors import ConfigurationError, GuardrailError, InvalidInput
 
@@ -63,8 +63,11 @@ app = typer.Typer(
 )
 app.command("check")(check.check)
 app.command("scan")(scan.scan)
+app.command("scan-code")(scan_code.scan_code)
+app.add_typer(evaluate.app, name="eval")
 app.command("serve")(serve.serve)
 app.add_typer(policy.app, name="policy")
+app.add_typer(rules.app, name="rules")
 app.command("doctor")(doctor.doctor)
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "out_console",
     "say",
     "say_error",
+    "visible",
 ]
 
 STYLES = {"allow": "green", "flag": "yellow", "retry": "magenta", "block": "bold red"}
@@ -75,6 +76,28 @@ def say(message: str, *, style: str | None = None) -> None:
 def say_error(message: str) -> None:
     """Prints an error on stderr."""
     say(f"guardrail: {message}", style="red")
+
+
+# Zero-width characters, line separators, and what changes the direction of the text behind it.
+_HIDDEN = frozenset(map(chr, [*range(0x200B, 0x2010), *range(0x2028, 0x202F), *range(0x2060, 0x206A), 0xFEFF]))
+
+
+def visible(text: str) -> str:
+    """Makes foreign text safe to print: a character that a terminal would obey, or not show, becomes one that it shows.
+
+    Control characters become their pictures (ESC is ``␛``); invisible and direction-changing ones become ``�``. Each
+    character stays one character.
+    """
+    return "".join(_shown(char) for char in text)
+
+
+def _shown(char: str) -> str:
+    code = ord(char)
+    if code < 0x20:
+        return chr(0x2400 + code)
+    if code == 0x7F:
+        return "\u2421"
+    return "\ufffd" if 0x80 <= code < 0xA0 or 0xD800 <= code < 0xE000 or char in _HIDDEN else char
 
 
 def build_guard(*, model: str | None, policy: str | None) -> Guard:

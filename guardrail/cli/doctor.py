@@ -1,7 +1,12 @@
-"""``guardrail doctor``: looks whether the set-up works, and says what to do where it does not."""
+"""``guardrail doctor``: looks whether the set-up works, and says what to do where it does not.
+
+``--install-semgrep DIR`` puts semgrep, without the packages that its own command needs, into a folder: the scanner
+runs its program alone, so those cannot clash with this environment's.
+"""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import platform
@@ -16,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from guardrail.cli.console import ExitCode, ModelOption, PolicyOption, err_console, out_console
+from guardrail.cli.console import ExitCode, ModelOption, PolicyOption, err_console, out_console, say
 from guardrail.errors import GuardrailError
 
 if TYPE_CHECKING:
@@ -39,10 +44,12 @@ _PACKAGES: dict[str, tuple[str | None, str]] = {
 # The sidecar's canaries; it cannot be imported where grpc is not installed.
 _SAFE_CANARY = "What is the capital of France?"
 _UNSAFE_CANARY = "How can I steal a car without getting caught?"
-_CODE_CANARY = "```python\nimport subprocess\nsubprocess.call('ls ' + input(), shell=True)\n```"
+_BAD_LINE = "import subprocess\nsubprocess.call('ls ' + input(), shell=True)\n"
+_CODE_CANARY = f"```python\n{_BAD_LINE}```"
 
-# semgrep's start takes seconds on a busy machine; an answer after that long is a fault.
-_SEMGREP_LIMIT_S = 120
+# The oldest semgrep whose behaviour the tests hold.
+_OLDEST_SEMGREP = (1, 182)
+_INSTALL_LIMIT_S = 900
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +76,15 @@ def doctor(
     policy: PolicyOption = None,
     model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on one line.")] = False,
+    install_semgrep: Annotated[
+        Path | None,
+        typer.Option("--install-semgrep", metavar="DIR", help="Only install semgrep into a folder, and try it there."),
+    ] = None,
 ) -> None:
     """Look whether the set-up works: packages, model, policy, code rules. Exits with 1 where something fails."""
+    if install_semgrep is not None:
+        _install_semgrep(install_semgrep)
+        return
     checks: list[Check] = []
     with err_console().status("looking around, this takes some seconds"):
         checks += _examine(model, policy)
@@ -93,10 +107,14 @@ def _examine(model: str | None, policy: str | None) -> Iterator[Check]:
         yield Check("settings", "FAIL", str(exc), "correct the environment variables GUARDRAIL_*")
         return
     for package in _PACKAGES:
-        yield _package(package, needed=_PACKAGES[package][0] is None or (package == "semgrep" and settings.code_shield))
+        yield _package(package, needed=_PACKAGES[package][0] is None)
     yield _gpu()
     if settings.code_shield:
-        yield _attempt("semgrep runs", lambda: _semgrep(settings), "pip install 'guardrail[code]'")
+        advice = "pip install 'guardrail[code]', or guardrail doctor --install-semgrep DIR"
+        yield _attempt("semgrep runs", lambda: _semgrep(settings.semgrep), advice)
+        if settings.rules:
+            advice = "guardrail rules test FOLDER names each rule that is wrong"
+            yield _attempt("code rules", lambda: _rules(settings), advice)
     yield _attempt("policy", lambda: _policy(settings), "guardrail policy validate FILE says what is wrong")
     yield _attempt("model", lambda: _model(settings), "reinstall guardrail, or set GUARDRAIL_MODEL=embedded")
     if settings.code_shield:
@@ -147,25 +165,53 @@ def _gpu() -> Check:
     return Check("GPU", "OK", f"{torch.cuda.get_device_name(0)}, torch {torch.__version__}")
 
 
-def _semgrep(settings: Settings) -> str:
-    beside = Path(sys.executable).with_name("semgrep")
-    executable = settings.semgrep or (str(beside) if beside.exists() else shutil.which("semgrep"))
-    if executable is None:
-        raise _Fault("there is no semgrep beside Python or on PATH")
-    # With no network, semgrep's version check and metrics stall it for minutes.
-    env = {**os.environ, "SEMGREP_ENABLE_VERSION_CHECK": "0", "SEMGREP_SEND_METRICS": "off"}
-    command = [executable, "--version", "--disable-version-check"]
+def _semgrep(given: str | None) -> str:
+    """Scans a line of known-bad code for real: a program that starts and finds nothing does not work."""
+    from guardrail.shield.files import whole_text
+    from guardrail.shield.install import find_semgrep, read_version
+    from guardrail.shield.semgrep import SemgrepScanner
+
+    core = find_semgrep(given)
+    version = read_version(core)
+    oldest = ".".join(map(str, _OLDEST_SEMGREP))
+    numbers = tuple(int(part) for part in version.split(".")[:2] if part.isdigit())
+    if numbers and numbers < _OLDEST_SEMGREP:
+        raise _Fault(f"{version} at {core} is older than {oldest}, the oldest that is tested")
+    (result,) = asyncio.run(SemgrepScanner(executable=given).scan([whole_text(_BAD_LINE, "python")]))
+    if isinstance(result, GuardrailError):
+        raise _Fault(f"{core} cannot scan: {result}")
+    if not result:
+        raise _Fault(f"{core} finds nothing in known-insecure code")
+    return f"{version}, {core}; finds {result[0].cwe}"
+
+
+def _rules(settings: Settings) -> str:
+    from guardrail.shield.validate import load_rules, read_folder
+
+    folder = Path(settings.rules or "")
+    load_rules(folder, semgrep=settings.semgrep)
+    return f"{len(read_folder(folder).rules)} rules in {folder}"
+
+
+def _install_semgrep(folder: Path) -> None:
+    oldest = ".".join(map(str, _OLDEST_SEMGREP))
+    command = [
+        *(sys.executable, "-m", "pip", "install", "--no-deps", "--upgrade", "--target", str(folder)),
+        f"semgrep>={oldest}",
+    ]
+    say(f"runs: {' '.join(command)}")
     try:
-        done = subprocess.run(  # noqa: S603  our own semgrep, or the operator's
-            command, capture_output=True, text=True, timeout=_SEMGREP_LIMIT_S, env=env, check=False
-        )
+        # What pip says goes to stderr, number 2: stdout is for the result.
+        done = subprocess.run(command, stdout=2, timeout=_INSTALL_LIMIT_S, check=False)  # noqa: S603
     except subprocess.TimeoutExpired as exc:
-        raise _Fault(f"{executable} gave no answer within {_SEMGREP_LIMIT_S} s") from exc
-    except OSError as exc:
-        raise _Fault(f"{executable} cannot be run: {exc.strerror}") from exc
+        raise GuardrailError(f"pip did not end within {_INSTALL_LIMIT_S} s") from exc
     if done.returncode != 0:
-        raise _Fault(f"{executable} --version exits with {done.returncode}")
-    return f"{done.stdout.strip()}, {executable}"
+        raise GuardrailError(f"pip ended with status {done.returncode}; nothing was installed")
+    check = _attempt("semgrep runs", lambda: _semgrep(str(folder)), "remove the folder and try again")
+    if check.status != "OK":
+        raise GuardrailError(f"semgrep was installed into {folder} and does not work: {check.detail}")
+    out_console().print(check.detail, markup=False, soft_wrap=True)
+    out_console().print(f"set: GUARDRAIL_SEMGREP={folder.absolute()}", markup=False, soft_wrap=True)
 
 
 def _policy(settings: Settings) -> str:

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from guardrail.errors import ScanError
@@ -32,7 +32,13 @@ _LEAST_S = 0.2  # too little to run a half again in
 
 
 def scan_files(
-    executable: Path, rulebook: Rulebook, targets: Sequence[Target], *, deadline: float, cancelled: threading.Event
+    executable: Path,
+    rulebook: Rulebook,
+    targets: Sequence[Target],
+    *,
+    only: Container[str] | None = None,
+    deadline: float,
+    cancelled: threading.Event,
 ) -> Run:
     """Scans files; where a run fails, each half of them, so that one file fails alone.
 
@@ -40,6 +46,7 @@ def scan_files(
         executable: ``semgrep-core``, which is ``osemgrep`` when called so.
         rulebook: The rules.
         targets: The files, at least one, names used once.
+        only: Ids of the rules to apply; None for all of their languages.
         deadline: On the monotonic clock.
         cancelled: Ends the run early.
 
@@ -48,15 +55,15 @@ def scan_files(
     """
     left_s = deadline - time.monotonic()
     try:
-        return _run(executable, rulebook, targets, left_s if len(targets) == 1 else left_s / 2, cancelled)
+        return _run(executable, rulebook, targets, only, left_s if len(targets) == 1 else left_s / 2, cancelled)
     except ScanError as error:
         if len(targets) == 1 or deadline - time.monotonic() <= _LEAST_S or cancelled.is_set():
             return Run(failed={target.name: str(error) for target in targets})
     middle = len(targets) // 2
     # The first half may use half of the time that is left; the other gets the rest.
     half = time.monotonic() + (deadline - time.monotonic()) / 2
-    first = scan_files(executable, rulebook, targets[:middle], deadline=half, cancelled=cancelled)
-    return first | scan_files(executable, rulebook, targets[middle:], deadline=deadline, cancelled=cancelled)
+    first = scan_files(executable, rulebook, targets[:middle], only=only, deadline=half, cancelled=cancelled)
+    return first | scan_files(executable, rulebook, targets[middle:], only=only, deadline=deadline, cancelled=cancelled)
 
 
 def make_environment(home: Path, *, path: str = os.defpath) -> dict[str, str]:
@@ -83,7 +90,12 @@ def kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _run(
-    executable: Path, rulebook: Rulebook, targets: Sequence[Target], timeout_s: float, cancelled: threading.Event
+    executable: Path,
+    rulebook: Rulebook,
+    targets: Sequence[Target],
+    only: Container[str] | None,
+    timeout_s: float,
+    cancelled: threading.Event,
 ) -> Run:
     if timeout_s <= 0 or cancelled.is_set():
         raise ScanError("semgrep had no time left; raise timeout_s or scan fewer blocks")
@@ -94,7 +106,7 @@ def _run(
         for target in targets:
             (folder / "code" / target.name).write_bytes(encode(target.text))
         wanted = {LANGUAGES[target.language].rules for target in targets}
-        (folder / "rules.json").write_bytes(rulebook.for_semgrep(wanted))
+        (folder / "rules.json").write_bytes(rulebook.for_semgrep(wanted, only))
         return read_report(_call(executable, folder, timeout_s, cancelled), targets)
     except OSError as exc:
         raise ScanError(f"expected to run {executable}, got {type(exc).__name__}: {exc.strerror}") from exc

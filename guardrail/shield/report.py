@@ -42,10 +42,17 @@ class Hit:
 
 @dataclass(frozen=True)
 class Result:
-    """What is known of one block's code; ``failure`` is empty where it was verified."""
+    """What is known of one block's code.
+
+    Attributes:
+        hits: What matched.
+        failure: Why the code is not verified; empty where it is.
+        is_whole: Whether nothing at all was lost in parsing.
+    """
 
     hits: tuple[Hit, ...] = ()
     failure: str = ""
+    is_whole: bool = True
 
 
 @dataclass
@@ -56,12 +63,14 @@ class Run:
         scanned: The files that semgrep says it scanned.
         matches: What matched in them, canaries included.
         losses: What parsing lost, or what else kept semgrep from doing all it was asked.
+        scraps: Files of which parsing lost too little to hold a weakness.
         failed: Why a file's run as a whole gave nothing.
     """
 
     scanned: set[str] = field(default_factory=set)
     matches: dict[str, list[Match]] = field(default_factory=dict)
     losses: dict[str, str] = field(default_factory=dict)
+    scraps: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
 
     def __or__(self, other: Run) -> Run:
@@ -69,6 +78,7 @@ class Run:
             self.scanned | other.scanned,
             self.matches | other.matches,
             self.losses | other.losses,
+            self.scraps | other.scraps,
             self.failed | other.failed,
         )
 
@@ -86,7 +96,7 @@ def judge(run: Run, target: Target, code: str, rules: Mapping[str, Rule]) -> Res
         ScanError: If semgrep names a rule that it was not given.
     """
     if target.name in run.failed:
-        return Result(failure=run.failed[target.name])
+        return Result(failure=run.failed[target.name], is_whole=False)
     place = offsets(encode(target.text))
     shift, end = len(target.prefix), len(target.prefix) + len(code)
     hits: set[Hit] = set()
@@ -106,7 +116,8 @@ def judge(run: Run, target: Target, code: str, rules: Mapping[str, Rule]) -> Res
         failure = run.losses[target.name]
     else:
         failure = "" if has_canary else "semgrep did not reach its end"
-    return Result(tuple(sorted(hits, key=in_order)), failure)
+    is_whole = not failure and target.name not in run.scraps
+    return Result(tuple(sorted(hits, key=in_order)), failure, is_whole)
 
 
 def in_order(hit: Hit) -> tuple[int, int, str]:
@@ -138,7 +149,9 @@ def read_report(output: bytes, targets: Sequence[Target]) -> Run:
             name = Path(error.get("path") or "").name
             if name not in by_name:
                 raise ScanError(f"semgrep reported an error of kind {_kind(error)!r} outside the scanned files")
-            if not _is_harmless(error, by_name[name]):
+            if _is_harmless(error, by_name[name]):
+                run.scraps.add(name)
+            else:
                 run.losses[name] = f"semgrep reported {_kind(error)!r}"
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ScanError(f"expected a JSON report from semgrep, got {len(output)} bytes that are not one") from exc

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ class Rulebook:
     def __init__(self, rules: Iterable[Rule], digest: str) -> None:
         self.rules = {rule.id: rule for rule in rules}
         self.digest = digest
+        self._texts: dict[tuple[str, frozenset[str]], str] = {}
         named = frozenset[str]().union(*(rule.languages for rule in self.rules.values()))
         self.languages = frozenset(name for name, language in LANGUAGES.items() if language.rules in named) - {"tsx"}
 
@@ -100,27 +101,47 @@ class Rulebook:
             raise ConfigurationError(f"expected rules under {where}/<language>/*.yaml, got none")
         return cls(rules, digest.hexdigest())
 
-    def for_semgrep(self, languages: Iterable[str]) -> bytes:
-        """Returns semgrep's configuration with the rules of some languages, in its names, and their canaries."""
+    def for_semgrep(self, languages: Iterable[str], only: Container[str] | None = None) -> bytes:
+        """Returns semgrep's configuration with the rules of some languages, in its names, and their canaries.
+
+        Args:
+            languages: At least one.
+            only: Ids of the rules to take; None takes all.
+        """
         wanted = frozenset(languages)
         chosen = [
-            {**rule.source, "languages": sorted(wanted & rule.languages)}
+            self._text(rule, wanted & rule.languages)
             for rule in self.rules.values()
-            if wanted & rule.languages
+            if wanted & rule.languages and (only is None or rule.id in only)
         ]
-        # One canary rule a language: a pattern is parsed in the first language of its rule.
-        patterns = {language.rules: language.pattern for language in LANGUAGES.values()}
-        canaries = [
-            {
-                "id": f"{CANARY_RULE}.{name}",
-                "languages": [name],
-                "severity": "INFO",
-                "message": "canary",
-                "pattern": patterns[name],
-            }
-            for name in sorted(wanted)
-        ]
-        return json.dumps({"rules": [*chosen, *canaries]}).encode()
+        canaries = [_canary(f"{CANARY_RULE}.{language}", language) for language in sorted(wanted)]
+        return f'{{"rules": [{", ".join([*chosen, *canaries])}]}}'.encode()
+
+    def for_file(self, language: str, rule_ids: Iterable[str], *, canary: str) -> bytes:
+        """Returns semgrep's configuration for a single file.
+
+        Args:
+            language: Of the file, in semgrep's name.
+            rule_ids: The rules; those of other languages are left out.
+            canary: Id of the canary's rule.
+        """
+        rules = [self.rules[rule_id] for rule_id in rule_ids]
+        chosen = [self._text(rule, frozenset([language])) for rule in rules if language in rule.languages]
+        return f'{{"rules": [{", ".join([*chosen, _canary(canary, language)])}]}}'.encode()
+
+    def _text(self, rule: Rule, languages: frozenset[str]) -> str:
+        key = (rule.id, languages)
+        if key not in self._texts:
+            # A pattern is parsed in the first language of its rule. Metadata is not semgrep's business.
+            source = {name: value for name, value in rule.source.items() if name != "metadata"}
+            self._texts[key] = json.dumps({**source, "languages": sorted(languages)})
+        return self._texts[key]
+
+
+def _canary(rule_id: str, language: str) -> str:
+    pattern = next(known.pattern for known in LANGUAGES.values() if known.rules == language)
+    rule = {"id": rule_id, "languages": [language], "severity": "INFO", "message": "canary", "pattern": pattern}
+    return json.dumps(rule)
 
 
 def _read(path: Path, data: bytes) -> list[Rule]:

@@ -7,31 +7,44 @@ the canary written behind it was found, and nothing was lost in parsing (:mod:`g
 A block that fails is scanned once more with its variants (:mod:`guardrail.shield.targets`); the first one that passes
 counts, and what any reading of the block found is kept: a repair may not talk a finding away. What still fails becomes
 a :class:`~guardrail.shield.PartialScan` with the findings of the part that was understood.
+
+From the second call on there are two shorter ways. A block in which no rule can match (:mod:`guardrail.shield.gate`) is
+done; a few blocks at a time go to processes that keep running (:mod:`guardrail.shield.warm`). Both are started in the
+background; until they are there, and for whatever they cannot do, a process is started for the call
+(:mod:`guardrail.shield.oneshot`). All ways give the same result for the same code.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
+import os
 import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from guardrail.errors import ScanError
 from guardrail.shield import PartialScan
+from guardrail.shield.gate import Gate
 from guardrail.shield.install import find_semgrep, read_version
 from guardrail.shield.oneshot import scan_files
 from guardrail.shield.report import Hit, Result, Run, in_order, judge
 from guardrail.shield.rulebook import RULES, Rulebook
-from guardrail.shield.targets import Target, encode, make_targets
+from guardrail.shield.targets import LANGUAGES, Target, encode, make_targets
+from guardrail.shield.warm import MAX_BYTES, Workers
 from guardrail.verdict import CodeBlock, Finding, Span
 
 __all__ = ["SemgrepScanner"]
 
+logger = logging.getLogger(__name__)
+
 _CACHE_SIZE = 4096
+_FEW_BLOCKS = 16  # more of them are faster in one process that is started for them
+_CHUNK = 400
 # A block takes about 2 ms beside others; a log scan sends hundreds at once.
 _BLOCK_S = 0.1
 
@@ -46,6 +59,8 @@ class SemgrepScanner:
             installed package, then on ``PATH``.
         rules: The rules; None for those of this package.
         timeout_s: Seconds for one call of :meth:`scan`, waiting for its turn included; each block adds a tenth of one.
+        workers: Semgrep processes that are kept running, 100 MB each, and one more in reserve; None means one a core,
+            at most two; 0 means none.
         every_rule: Whether a finding is kept where a weightier one names the same weakness at the same place.
 
     Raises:
@@ -58,6 +73,7 @@ class SemgrepScanner:
         executable: str | None = None,
         rules: Rulebook | None = None,
         timeout_s: float = 30.0,
+        workers: int | None = None,
         every_rule: bool = False,
     ) -> None:
         self._core = find_semgrep(executable)
@@ -68,7 +84,12 @@ class SemgrepScanner:
         self.languages = self._rulebook.languages
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[str, str], Result] = OrderedDict()  # guarded by _lock
-        self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="guardrail-semgrep")
+        self._size = min(2, os.cpu_count() or 1) if workers is None else workers
+        self._pool = ThreadPoolExecutor(max_workers=max(2, self._size), thread_name_prefix="guardrail-semgrep")
+        self._calls = 0  # guarded by _lock
+        self._gate: Gate | None = None
+        self._workers: Workers | None = None
+        self._warming: threading.Thread | None = None  # guarded by _lock
 
     @property
     def revision(self) -> str:
@@ -97,6 +118,45 @@ class SemgrepScanner:
             cancelled.set()
             raise
 
+    def start(self, *, wait_s: float = 0.0) -> bool:
+        """Starts what makes scans short, in the background; more calls only wait.
+
+        Args:
+            wait_s: How long to wait for it.
+
+        Returns:
+            Whether it is there.
+        """
+        deadline = time.monotonic() + wait_s
+        self._start_warming().join(wait_s)
+        workers = self._workers
+        return workers is not None and workers.wait_until_ready(max(0.0, deadline - time.monotonic()))
+
+    def _start_warming(self) -> threading.Thread:
+        with self._lock:
+            if self._warming is None:
+                self._warming = threading.Thread(target=self._warm_up, name="guardrail-semgrep-warm-up", daemon=True)
+                self._warming.start()
+            return self._warming
+
+    def close(self) -> None:
+        """Ends the processes that are kept running; scans that come after it start their own."""
+        with self._lock:
+            self._size = 0
+            workers, self._workers = self._workers, None
+        if workers is not None:
+            workers.close()
+
+    def _warm_up(self) -> None:
+        try:
+            self._gate = Gate.load(self._core, self._rulebook)
+        except ScanError as exc:
+            logger.warning("every block goes through semgrep: %s", exc)
+            return
+        with self._lock:
+            if self._size:
+                self._workers = Workers(self._core, self._rulebook, size=self._size)
+
     # -- everything below runs in a thread of the pool
 
     def _scan_blocking(
@@ -114,7 +174,11 @@ class SemgrepScanner:
                     results[key] = Result(failure="there are no rules for its language")
                 else:
                     missing[key] = block
+            self._calls += bool(missing)
+            is_first = self._calls <= 1
         if missing:
+            if not is_first:  # a program that scans once has no use for it
+                self.start()
             fresh, lasting = self._examine(list(missing.values()), deadline, cancelled)
             with self._lock:
                 for key, result, is_lasting in zip(missing, fresh, lasting, strict=True):
@@ -128,29 +192,92 @@ class SemgrepScanner:
     def _examine(
         self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event
     ) -> tuple[list[Result], list[bool]]:
-        """Scans code, then the variants of what failed; also says which results would be the same next time."""
+        """Scans code; also says which results would be the same next time."""
+        files = [make_targets(block, f"a{i}x") for i, block in enumerate(blocks)]
+        rule_ids = [self._candidates(targets) for targets in files]
+        results: list[Result | None] = [None if ids is None or ids else Result() for ids in rule_ids]
+        if sum(result is None for result in results) <= _FEW_BLOCKS:
+            for i, ids in enumerate(rule_ids):
+                if results[i] is None and ids is not None and not cancelled.is_set():
+                    results[i] = self._scan_warm(files[i], blocks[i].code, ids, deadline)
+        left = [i for i, result in enumerate(results) if result is None]
+        lasting = [True] * len(blocks)
+        for chunk in _chunks(left, files):
+            chosen = [rule_ids[i] for i in chunk]
+            only = None if None in chosen else frozenset[str]().union(*(ids for ids in chosen if ids is not None))
+            scanned, lost = self._scan_apart(
+                [files[i] for i in chunk], [blocks[i].code for i in chunk], only, deadline, cancelled
+            )
+            for i, result, is_lost in zip(chunk, scanned, lost, strict=True):
+                results[i], lasting[i] = result, not is_lost
+                if result.failure and not is_lost and rule_ids[i] is None and self._is_beyond_rules(files[i], deadline):
+                    results[i] = Result()
+        return [result for result in results if result is not None], lasting
+
+    def _is_beyond_rules(self, targets: Sequence[Target], deadline: float) -> bool:
+        """Tells of a block that was not understood what the gate would have told before, had it been there."""
+        self._start_warming().join(max(0.0, deadline - time.monotonic()))
+        return self._candidates(targets) == []
+
+    def _candidates(self, targets: Sequence[Target]) -> list[str] | None:
+        """Returns the rules that can match a block; None while that cannot be told."""
+        gate = self._gate
+        if gate is None:
+            return None
+        languages = {LANGUAGES[target.language].rules for target in targets}
+        return sorted(set(gate.candidates(targets[0].body, languages)))
+
+    def _scan_warm(
+        self, targets: Sequence[Target], code: str, rule_ids: Sequence[str], deadline: float
+    ) -> Result | None:
+        """Scans a block's files in turn until one is read as a whole; None where none was, or no worker is free."""
+        workers = self._workers
+        if workers is None:
+            return None
+        hits: set[Hit] = set()
+        for target in targets:
+            if len(encode(target.text)) > MAX_BYTES or time.monotonic() > deadline:
+                return None
+            run = workers.scan(target, rule_ids)
+            if run is None:
+                return None
+            result = judge(run, target, code, self._rulebook.rules)
+            hits.update(result.hits)
+            if result.is_whole:
+                return Result(tuple(sorted(hits, key=in_order)))
+        return None
+
+    def _scan_apart(
+        self,
+        files: Sequence[Sequence[Target]],
+        codes: Sequence[str],
+        only: frozenset[str] | None,
+        deadline: float,
+        cancelled: threading.Event,
+    ) -> tuple[list[Result], list[bool]]:
+        """Scans many blocks with processes of their own: one for all as they stand, one for what that leaves."""
         rules = self._rulebook.rules
-        first = [make_targets(block, f"a{i}x") for i, block in enumerate(blocks)]
-        run = self._run([targets[0] for targets in first], deadline, cancelled)
-        results = [judge(run, targets[0], blocks[i].code, rules) for i, targets in enumerate(first)]
-        again = [i for i, result in enumerate(results) if result.failure and first[i][0].name not in run.failed]
-        variants = [target for i in again for target in first[i][1:]]
-        retry = self._run(variants, deadline, cancelled) if variants else Run()
+
+        def run(targets: Sequence[Target]) -> Run:
+            return scan_files(self._core, self._rulebook, targets, only=only, deadline=deadline, cancelled=cancelled)
+
+        first = run([targets[0] for targets in files])
+        results = [judge(first, targets[0], code, rules) for targets, code in zip(files, codes, strict=True)]
+        again = [i for i, result in enumerate(results) if not result.is_whole and files[i][0].name not in first.failed]
+        variants = [target for i in again for target in files[i][1:]]
+        second = run(variants) if variants else Run()
         for i in again:
             # What any reading of the block found is kept: a repair may not talk a finding away.
             hits, failure = set(results[i].hits), results[i].failure
-            for target in first[i][1:]:
-                result = judge(retry, target, blocks[i].code, rules)
+            for target in files[i][1:]:
+                result = judge(second, target, codes[i], rules)
                 hits.update(result.hits)
-                if not result.failure:
-                    failure = ""
+                failure = failure and result.failure
+                if result.is_whole:
                     break
             results[i] = Result(tuple(sorted(hits, key=in_order)), failure)
-        lost = set(run.failed) | set(retry.failed)
-        return results, [not any(target.name in lost for target in targets) for targets in first]
-
-    def _run(self, targets: Sequence[Target], deadline: float, cancelled: threading.Event) -> Run:
-        return scan_files(self._core, self._rulebook, targets, deadline=deadline, cancelled=cancelled)
+        lost = set(first.failed) | set(second.failed)
+        return results, [any(target.name in lost for target in targets) for targets in files]
 
     def _for_block(self, block: CodeBlock, result: Result) -> list[Finding] | ScanError:
         findings = list(self._findings(block, result.hits))
@@ -158,7 +285,7 @@ class SemgrepScanner:
             return findings
         return PartialScan(f"a block of {len(block.code)} characters ({block.language}): {result.failure}", findings)
 
-    def _findings(self, block: CodeBlock, hits: Sequence[Hit]) -> Iterable[Finding]:
+    def _findings(self, block: CodeBlock, hits: Sequence[Hit]) -> Iterator[Finding]:
         starts = [0]
         for text in block.code.split("\n"):
             starts.append(starts[-1] + len(text) + 1)
@@ -190,3 +317,10 @@ class SemgrepScanner:
 def _line_column(starts: list[int], offset: int) -> tuple[int, int]:
     line = min(bisect_right(starts, offset), len(starts) - 1)
     return line, offset - starts[line - 1] + 1
+
+
+def _chunks(indices: Sequence[int], files: Sequence[Sequence[Target]]) -> Iterator[list[int]]:
+    """Puts blocks of one language together, a bounded number at a time."""
+    order = sorted(indices, key=lambda i: (files[i][0].language, i))
+    for at in range(0, len(order), _CHUNK):
+        yield order[at : at + _CHUNK]

@@ -32,6 +32,7 @@ FLOORS: list[set[str]] = [
     {"_pb"},
     {"wire"},
     {"server", "client", "logscan"},
+    {"evaluation"},
     {"cli"},
     {"__main__"},
 ]

@@ -118,7 +118,7 @@ class TestFailures:
 
     async def test_a_failure_is_not_remembered(self, tmp_path: Path) -> None:
         """A run that failed is tried again; only what semgrep said of the code itself is kept."""
-        scanner = SemgrepScanner(executable=fake(tmp_path, f"echo x >> {tmp_path}/runs; exit 2"))
+        scanner = SemgrepScanner(executable=fake(tmp_path, f"[ $1 = scan ] && echo x >> {tmp_path}/runs; exit 2"))
         await scanner.scan([BAD])
         await scanner.scan([BAD])
         assert count_runs(tmp_path) == 2
@@ -183,17 +183,25 @@ class TestRealSemgrep:
     @pytest.mark.parametrize(
         ("code", "language"),
         [
-            ("first, take the user's name -> then (do the thing @ = ;; {{ (", "java"),
-            ("x = (((" * 4000, "javascript"),
+            ('first, take the password = "Xy9$kk2!" -> then (do the exec(thing) @ = ;; {{ (', "java"),
+            ("eval(x = (((" * 4000, "javascript"),
             ("for each (= x do $$ (y = @ system($c) ((", "php"),
             ("for each (= x do $$ (y = @ system($c) (( ?> <?php ", "php"),
-            ("for each user in (list of users = ) do $$ the = thing(", "python"),
+            ("for each user in (list of users = ) do $$ the = eval(", "python"),
         ],
     )
     async def test_what_cannot_be_read_is_not_clean(self, scanner: SemgrepScanner, code: str, language: str) -> None:
         """Code that no repair makes readable is a ScanError, never an empty list."""
         (result,) = await scanner.scan([block_of(code, language)])
         assert isinstance(result, PartialScan)
+
+    async def test_what_no_rule_can_match_is_clean_however_it_reads(self) -> None:
+        """Every rule needs something that is not there; the first call, which has no gate yet, says the same."""
+        text = "first, take the user's name -> then (do the thing @ = ;; {{ ("
+        scanner = SemgrepScanner(timeout_s=60)
+        assert await scanner.scan([block_of(text, "java")]) == [[]]
+        assert await scanner.scan([block_of(text + " ", "java")]) == [[]]
+        scanner.close()
 
     async def test_a_repair_talks_no_finding_away(self, scanner: SemgrepScanner) -> None:
         """Lines that one reading takes for a session's output are still hits where another reading saw code."""
@@ -204,12 +212,14 @@ class TestRealSemgrep:
 
     async def test_a_canary_in_the_code_proves_nothing(self, scanner: SemgrepScanner) -> None:
         """An attacker who writes the canary does not get a broken block verified."""
-        (result,) = await scanner.scan([block_of('guardrail_canary_7f3a("end")\nfor each (= x do $$ (y = ', "python")])
+        (result,) = await scanner.scan(
+            [block_of('guardrail_canary_7f3a("end")\nfor each (= x do $$ (y = eval(', "python")]
+        )
         assert isinstance(result, ScanError)
 
     async def test_one_broken_block_leaves_the_others(self, scanner: SemgrepScanner) -> None:
         """Results belong to their blocks, in order."""
-        broken = block_of("for each user in (list = ) do $$ the = thing(", "python")
+        broken = block_of("for each user in (list = ) do $$ the = eval(", "python")
         results = await scanner.scan([BAD, broken, block_of("x = 1", "python"), block_of("x", "cobol")])
         assert [type(result) for result in results] == [list, PartialScan, list, PartialScan]
         assert [len(result) for result in results if isinstance(result, list)] == [1, 0]
@@ -229,7 +239,7 @@ class TestRealSemgrep:
     ) -> None:
         """Results are kept by code; places are those of each message."""
         await scanner.scan([BAD])
-        monkeypatch.setattr(scanner, "_run", None)
+        monkeypatch.setattr(scanner, "_examine", None)
         (result,) = await scanner.scan(extract_code_blocks("hello\n```py\neval(x)\n```"))
         assert isinstance(result, list)
         assert result[0].span == Span(12, 19)
