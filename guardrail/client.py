@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
@@ -53,19 +53,25 @@ class _Call(Generic[T]):
     read: Callable[[Any], T]
 
 
-def _conversation(text: str | None, role: Role, prompt: str | None, messages: Sequence[Message] | None) -> Conversation:
+def _conversation(
+    text: str | None, role: Role, prompt: str | None, messages: Sequence[Message] | None, path: str
+) -> Conversation:
     if (text is None) == (messages is None):
         raise InvalidInput("give either text or messages")
     if messages is None:
         assert text is not None
-        return Conversation.of(text, role=role, prompt=prompt)
+        return replace(Conversation.of(text, role=role, prompt=prompt), path=path)
     if prompt is not None:
         raise InvalidInput("a prompt goes with text; put it into messages")
-    return Conversation(tuple(messages))
+    return Conversation(tuple(messages), path)
 
 
 def _check(conversation: Conversation, request_id: str) -> _Call[Decision]:
-    request = pb.CheckRequest(request_id=wire.require_id(request_id), messages=wire.conversation_to_wire(conversation))
+    request = pb.CheckRequest(
+        request_id=wire.require_id(request_id),
+        messages=wire.conversation_to_wire(conversation),
+        path=wire.require_unicode(conversation.path, "the path"),
+    )
     return _Call("Check", request, lambda response: wire.decision_from_wire(response.decision))
 
 
@@ -82,11 +88,12 @@ def _scan_code(text: str, language: str | None, is_block: bool, request_id: str)
     return _Call("ScanCode", request, lambda response: wire.decision_from_wire(response.decision))
 
 
-def _generate(messages: Sequence[Message], include_rejected_text: bool, request_id: str) -> _Call[Exchange]:
+def _generate(messages: Sequence[Message], path: str, include_rejected_text: bool, request_id: str) -> _Call[Exchange]:
     request = pb.GenerateRequest(
         request_id=wire.require_id(request_id),
         messages=wire.conversation_to_wire(Conversation(tuple(messages))),
         include_rejected_text=include_rejected_text,
+        path=wire.require_unicode(path, "the path"),
     )
     return _Call("Generate", request, wire.exchange_from_wire)
 
@@ -121,7 +128,11 @@ class _Batch:
         self._count += 1
         try:
             conversation = Conversation.of(item) if isinstance(item, str) else item
-            request = pb.CheckBatchRequest(id=item_id, messages=wire.conversation_to_wire(conversation))
+            request = pb.CheckBatchRequest(
+                id=item_id,
+                messages=wire.conversation_to_wire(conversation),
+                path=wire.require_unicode(conversation.path, "the path"),
+            )
         except InvalidInput as exc:
             self._items.append(exc)
             return None
@@ -200,6 +211,7 @@ class GuardClient(_Client):
         role: Role = Role.USER,
         prompt: str | None = None,
         messages: Sequence[Message] | None = None,
+        path: str = "",
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> Decision:
@@ -216,7 +228,7 @@ class GuardClient(_Client):
         Raises:
             GuardrailError: As the server says; ``Unavailable`` where it cannot be reached.
         """
-        return self._run(_check(_conversation(text, role, prompt, messages), request_id), timeout_s)
+        return self._run(_check(_conversation(text, role, prompt, messages, path), request_id), timeout_s)
 
     def check_many(
         self, items: Iterable[str | Conversation], *, timeout_s: float | None = None
@@ -284,6 +296,7 @@ class GuardClient(_Client):
         self,
         messages: Sequence[Message],
         *,
+        path: str = "",
         include_rejected_text: bool = False,
         timeout_s: float | None = None,
         request_id: str = "",
@@ -292,6 +305,7 @@ class GuardClient(_Client):
 
         Args:
             messages: Ends with the user's message.
+            path: Where the exchange belongs; the policy's suppressions may name it.
             include_rejected_text: Whether rejected attempts come with their text, for audit; else it is ``""``.
             timeout_s: How long to wait, in seconds.
             request_id: As in :meth:`check`.
@@ -301,7 +315,7 @@ class GuardClient(_Client):
             GenerationError: If the generator failed.
             GuardrailError: As the server says.
         """
-        return self._run(_generate(messages, include_rejected_text, request_id), timeout_s)
+        return self._run(_generate(messages, path, include_rejected_text, request_id), timeout_s)
 
     def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """Says what the server is and which policy it applies."""
@@ -354,11 +368,12 @@ class AsyncGuardClient(_Client):
         role: Role = Role.USER,
         prompt: str | None = None,
         messages: Sequence[Message] | None = None,
+        path: str = "",
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> Decision:
         """Judges a message; see :meth:`GuardClient.check`."""
-        return await self._run(_check(_conversation(text, role, prompt, messages), request_id), timeout_s)
+        return await self._run(_check(_conversation(text, role, prompt, messages, path), request_id), timeout_s)
 
     async def check_many(
         self,
@@ -405,12 +420,13 @@ class AsyncGuardClient(_Client):
         self,
         messages: Sequence[Message],
         *,
+        path: str = "",
         include_rejected_text: bool = False,
         timeout_s: float | None = None,
         request_id: str = "",
     ) -> Exchange:
         """Has the server's generator answer a conversation, guarded; see :meth:`GuardClient.generate`."""
-        return await self._run(_generate(messages, include_rejected_text, request_id), timeout_s)
+        return await self._run(_generate(messages, path, include_rejected_text, request_id), timeout_s)
 
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """Says what the server is and which policy it applies."""

@@ -29,9 +29,11 @@ from guardrail.verdict import CodeBlock, Conversation, Finding, Outcome, Severit
 
 __all__ = ["CodeShield"]
 
-_DEFAULT_LANGUAGES = frozenset({"c", "cpp", "go", "java", "javascript", "php", "python", "typescript"})
+_DEFAULT_LANGUAGES = frozenset(
+    "bash c cpp csharp dockerfile go hcl java javascript kotlin php python ruby rust swift typescript yaml".split()
+)
 _NOT_PROGRAMS = frozenset(
-    {"console", "css", "csv", "diff", "ini", "json", "markdown", "text", "toml", "xml", "yaml", "mermaid", "latex"}
+    {"console", "css", "csv", "diff", "ini", "json", "markdown", "text", "toml", "xml", "mermaid", "latex"}
 )
 
 
@@ -64,6 +66,16 @@ class CodeShield:
     def source(self) -> Source:
         """``code-shield``, with the hash of the rules and semgrep's version."""
         return self._source
+
+    def start(self) -> None:
+        """Starts in the background what makes later scans short, where the scanner has such."""
+        if isinstance(self._scanner, SemgrepScanner):
+            self._scanner.start()
+
+    def close(self) -> None:
+        """Ends the scanner's processes, where it keeps any."""
+        if isinstance(self._scanner, SemgrepScanner):
+            self._scanner.close()
 
     async def classify(self, conversations: Sequence[Conversation]) -> list[Verdict]:
         """Judges the code of each conversation's last message.

@@ -53,6 +53,7 @@ T = TypeVar("T")
 
 # What a synchronous caller waits beyond the deadline for the engine's own answer, which says more than "no answer".
 _SYNC_GRACE_S = 0.5
+_MAX_FIXES = 8  # in what a generator is told
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,17 +121,21 @@ def guarded_exchange(conversation: Conversation, policy: Policy) -> Generator[St
 
 
 def feedback_for(decision: Decision) -> str:
-    """Returns what a generator is told about a rejected answer: categories and CWEs, never its text."""
+    """Returns what a generator is told about a rejected answer: categories, CWEs and fixes, never its text."""
     causes = [reason for reason in decision.reasons if reason.action is not Action.ALLOW]
     categories = [HazardCategory(reason.subject).title for reason in causes if reason.kind is ReasonKind.HAZARD]
-    weaknesses = sorted({reason.subject.split()[0] for reason in causes if reason.kind is ReasonKind.FINDING})
+    subjects = {reason.subject for reason in causes if reason.kind is ReasonKind.FINDING}
+    weaknesses = sorted({subject.split()[0] for subject in subjects})
     parts = []
     if categories:
         parts.append(f"unsafe content ({', '.join(categories)})")
     if weaknesses:
         parts.append(f"insecure code ({', '.join(weaknesses)})")
     what = " and ".join(parts) or "content that could not be verified as safe"
-    return f"Your previous answer was rejected because it had {what}. Answer again without it."
+    lines = [f"Your previous answer was rejected because it had {what}. Answer again without it."]
+    fixes = {f.fix: f.cwe for f in decision.findings if f.fix and f"{f.cwe} {f.rule_id}" in subjects}
+    lines += [f"- {cwe}: {fix}" for fix, cwe in list(fixes.items())[:_MAX_FIXES]]
+    return "\n".join(lines)
 
 
 class SyncGenerate(Protocol):
@@ -188,6 +193,13 @@ class Guard:
         """Returns a guard with the same classifiers and policy that tells these observers."""
         return Guard(self._classifier, policy=self.policy, code_shield=self._code_shield, observers=observers)
 
+    def start(self) -> None:
+        """Starts in the background what makes later answers come sooner; of no use to a program that checks once."""
+        for part in (self._classifier, self._code_shield):
+            start = getattr(part, "start", None)
+            if start is not None:
+                start()
+
     def close(self) -> None:
         """Frees what the classifiers hold: threads, weights."""
         for part in (self._classifier, self._code_shield):
@@ -231,7 +243,7 @@ class Guard:
         for indices, judged in zip((readable, with_code), await asyncio.gather(*jobs), strict=False):
             for i, verdict in zip(indices, judged, strict=True):
                 verdicts[i].append(verdict)
-        decisions = [self.policy.decide(c.rail, v) for c, v in zip(conversations, verdicts, strict=True)]
+        decisions = [self.policy.decide(c.rail, v, path=c.path) for c, v in zip(conversations, verdicts, strict=True)]
         for decision in decisions:
             self._notify(decision)
         return decisions
@@ -248,7 +260,7 @@ class Guard:
         except concurrent.futures.TimeoutError:
             # A classifier blocks the engine's event loop; nobody else is left to say so.
             lost = unverified(self._classifier.source, f"no answer within {limit_s:g} s")
-            decisions = [self.policy.decide(c.rail, [lost]) for c in conversations]
+            decisions = [self.policy.decide(c.rail, [lost], path=c.path) for c in conversations]
             for decision in decisions:
                 self._notify(decision)
             return decisions

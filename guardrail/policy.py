@@ -16,17 +16,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import date, datetime, timezone
 from importlib import resources
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from guardrail.errors import PolicyError
+from guardrail.suppression import Suppression
 from guardrail.taxonomy import HazardCategory
-from guardrail.verdict import Action, Decision, Outcome, Rail, Reason, ReasonKind, Severity, Verdict
+from guardrail.verdict import Action, Confidence, Decision, Outcome, Rail, Reason, ReasonKind, Severity, Verdict
 
 __all__ = ["PRESETS", "Policy", "RailPolicy", "Rule", "load_policy", "parse_policy", "policy_schema"]
 
@@ -55,12 +57,12 @@ class RailPolicy:
     Attributes:
         unsafe: For "unsafe" with no category named, and for every category without a rule of its own.
         categories: Rules of single categories.
-        findings: Action for code findings of each severity.
+        findings: Action for code findings of each severity; by confidence where they differ.
     """
 
     unsafe: Rule = Rule()
     categories: Mapping[HazardCategory, Rule] = field(default_factory=dict)
-    findings: Mapping[Severity, Action] = field(default_factory=dict)
+    findings: Mapping[Severity, Action | Mapping[Confidence, Action]] = field(default_factory=dict)
 
     def rule(self, category: HazardCategory) -> Rule:
         """Returns the category's own rule, or ``unsafe``."""
@@ -69,7 +71,12 @@ class RailPolicy:
     @property
     def scans_code(self) -> bool:
         """Whether any finding could change a decision."""
-        return any(action is not Action.ALLOW for action in self.findings.values())
+        return any(self.treatment(s, c) is not Action.ALLOW for s in self.findings for c in Confidence)
+
+    def treatment(self, severity: Severity, confidence: Confidence) -> Action:
+        """Returns the action for a finding; what is not said is blocked."""
+        treatment = self.findings.get(severity, Action.BLOCK)
+        return treatment if isinstance(treatment, Action) else treatment.get(confidence, Action.BLOCK)
 
 
 _FINDINGS: Mapping[Rail, Mapping[Severity, Action]] = MappingProxyType(
@@ -88,6 +95,7 @@ class Policy:
     Attributes:
         name: For people; part of every decision.
         rails: Rules of both rails.
+        suppressions: Findings that ask for nothing.
         on_unverified: Action where a classifier gave no answer.
         on_unscanned_code: Action for code in a language without rules; never stricter than ``on_unverified``.
         max_attempts: Generations in one guarded exchange, at least 1.
@@ -99,6 +107,7 @@ class Policy:
     rails: Mapping[Rail, RailPolicy] = field(
         default_factory=lambda: {rail: RailPolicy(findings=_FINDINGS[rail]) for rail in Rail}
     )
+    suppressions: tuple[Suppression, ...] = ()
     on_unverified: Action = Action.BLOCK
     on_unscanned_code: Action = Action.BLOCK
     max_attempts: int = 3
@@ -115,14 +124,17 @@ class Policy:
         """Returns this policy with another number of attempts, and the hash that goes with it."""
         return replace(self, max_attempts=max_attempts)
 
-    def decide(self, rail: Rail, verdicts: Sequence[Verdict]) -> Decision:
+    def decide(self, rail: Rail, verdicts: Sequence[Verdict], *, path: str = "", today: date | None = None) -> Decision:
         """Turns verdicts into a decision.
 
         Args:
             rail: Which rail was judged.
             verdicts: What each classifier concluded; with none, nothing was verified.
+            path: The conversation's path, for suppressions that name one.
+            today: For suppressions that end; None means the day it is, in UTC.
         """
-        reasons = [reason for verdict in verdicts for reason in self._reasons(rail, verdict)]
+        day = today or datetime.now(timezone.utc).date()
+        reasons = [reason for verdict in verdicts for reason in self._reasons(rail, verdict, path, day)]
         if not verdicts:
             reasons.append(Reason(self.on_unverified, ReasonKind.UNVERIFIED, "no classifier was asked"))
         if rail is Rail.PROMPT:  # A prompt cannot be generated again.
@@ -131,7 +143,7 @@ class Policy:
         action = reasons[0].action if reasons else Action.ALLOW
         return Decision(action, rail, tuple(verdicts), tuple(reasons), self.name, self.hash)
 
-    def _reasons(self, rail: Rail, verdict: Verdict) -> Iterator[Reason]:
+    def _reasons(self, rail: Rail, verdict: Verdict, path: str, today: date) -> Iterator[Reason]:
         rules = self.rails[rail]
         if verdict.unscanned:
             if rules.scans_code:
@@ -140,8 +152,10 @@ class Policy:
         elif verdict.outcome is Outcome.UNVERIFIED:
             yield Reason(self.on_unverified, ReasonKind.UNVERIFIED, verdict.detail or "no answer")
         for finding in verdict.findings:
-            action = rules.findings.get(finding.severity, Action.BLOCK)
-            yield Reason(action, ReasonKind.FINDING, f"{finding.cwe} {finding.rule_id}")
+            action, note = rules.treatment(finding.severity, finding.confidence), ""
+            if any(suppression.covers(finding, path=path, today=today) for suppression in self.suppressions):
+                action, note = Action.ALLOW, " (suppressed)"
+            yield Reason(action, ReasonKind.FINDING, f"{finding.cwe} {finding.rule_id}{note}")
         unsafe = verdict.unsafe_probability
         reached = False
         for category in HazardCategory:
@@ -173,7 +187,9 @@ def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
 def _plain_value(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {getattr(key, "value", key): _plain_value(item) for key, item in value.items()}
-    return getattr(value, "value", value)
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    return value.isoformat() if isinstance(value, date) else getattr(value, "value", value)
 
 
 # The file format. Pydantic lives here alone and is turned into values at once.
@@ -193,12 +209,55 @@ class _RuleSection(_Section):
     threshold: _Threshold | None = None
 
 
+class _ConfidencesSection(_Section):
+    """Action for findings of each confidence; one left out takes the strictest of those that are given."""
+
+    low: Action | None = None
+    medium: Action | None = None
+    high: Action | None = None
+
+    def to_actions(self) -> dict[Confidence, Action] | None:
+        given = {c: action for c in Confidence if (action := getattr(self, c.value)) is not None}
+        strictest = max(given.values(), key=lambda action: action.strictness, default=None)
+        return None if strictest is None else {c: given.get(c, strictest) for c in Confidence}
+
+
+def _read_treatment(value: Any) -> Any:
+    """A word stands for all three confidences."""
+    if not isinstance(value, str):
+        return value
+    if value not in list(Action):
+        raise ValueError(f"expected one of {', '.join(action.value for action in Action)}, or one for each confidence")
+    return {confidence.value: value for confidence in Confidence}
+
+
+_Treatment = Annotated[
+    _ConfidencesSection, BeforeValidator(_read_treatment, json_schema_input_type=Action | _ConfidencesSection)
+]
+
+
 class _FindingsSection(_Section):
     """Action for code findings of each severity; left out: prompt allow, response allow/flag/block."""
 
-    info: Action | None = None
-    warning: Action | None = None
-    error: Action | None = None
+    info: _Treatment = Field(default_factory=_ConfidencesSection)
+    warning: _Treatment = Field(default_factory=_ConfidencesSection)
+    error: _Treatment = Field(default_factory=_ConfidencesSection)
+
+
+class _SuppressionSection(_Section):
+    """Findings that ask for nothing. All that is given has to fit; `rule` or `cwe` is needed."""
+
+    rule: str | None = Field(default=None, min_length=1, description="A rule id; * and ? as in file names.")
+    cwe: str | None = Field(default=None, pattern=r"^CWE-\d+$", description="A weakness, e.g. CWE-327.")
+    path: str | None = Field(default=None, min_length=1, description="The request's path; * and ? as in file names.")
+    until: date | None = Field(default=None, description="The last day on which it holds, e.g. 2027-01-31.")
+    reason: str = Field(default="", max_length=1000)
+
+    @model_validator(mode="after")
+    def _has_subject(self) -> _SuppressionSection:
+        if self.rule is None and self.cwe is None:
+            raise ValueError("give a rule or a cwe")
+        return self
 
 
 class _RailSection(_Section):
@@ -219,7 +278,8 @@ class _RailSection(_Section):
             for category, section in self.categories.items()
         }
         findings = {
-            severity: getattr(self.findings, severity.value) or _FINDINGS[rail][severity] for severity in Severity
+            severity: getattr(self.findings, severity.value).to_actions() or _FINDINGS[rail][severity]
+            for severity in Severity
         }
         return RailPolicy(unsafe, categories, findings)
 
@@ -235,6 +295,7 @@ class _PolicyFile(_Section):
     version: Literal[1] = Field(description="Version of this format.")
     name: str = Field(default="custom", min_length=1, max_length=100)
     rails: _RailsSection = Field(default_factory=_RailsSection)
+    suppressions: list[_SuppressionSection] = Field(default_factory=list, description="Findings that are accepted.")
     on_unverified: Action = Field(default=Action.BLOCK, description="Action where a classifier gave no answer.")
     on_unscanned_code: Action | None = Field(
         default=None, description="Action for code in a language without rules; left out: that of `on_unverified`."
@@ -248,6 +309,7 @@ class _PolicyFile(_Section):
         return Policy(
             name=self.name,
             rails={rail: section.to_rail(rail) for rail, section in sections.items()},
+            suppressions=tuple(Suppression(**section.model_dump()) for section in self.suppressions),
             on_unverified=self.on_unverified,
             on_unscanned_code=self.on_unscanned_code or self.on_unverified,
             max_attempts=self.max_attempts,
@@ -347,7 +409,11 @@ def _retry_on_prompt(file: _PolicyFile, root: yaml.Node, origin: str) -> list[st
     places += [
         ("categories", c.value, "action") for c, rule in prompt.categories.items() if rule.action is Action.RETRY
     ]
-    places += [("findings", s.value) for s in Severity if getattr(prompt.findings, s.value) is Action.RETRY]
+    places += [
+        ("findings", severity.value)
+        for severity in Severity
+        if Action.RETRY in (getattr(prompt.findings, severity.value).to_actions() or {}).values()
+    ]
     return [
         f"{origin}:{_line(root, ('rails', 'prompt', *place))}: rails.prompt.{'.'.join(place)}: "
         "a prompt cannot be retried; use allow, flag or block"
@@ -373,9 +439,9 @@ def _known_keys(path: tuple[str, ...]) -> list[str]:
     model: type[BaseModel] = _PolicyFile
     parts = iter(path)
     for part in parts:
-        if part == "categories":
+        if part in ("categories", "suppressions"):
             next(parts, None)
-            model = _RuleSection
+            model = _RuleSection if part == "categories" else _SuppressionSection
         else:
             annotation = model.model_fields[part].annotation
             assert isinstance(annotation, type)  # every nested section is a model
@@ -392,6 +458,10 @@ def _line(node: yaml.Node, path: Sequence[str]) -> int:
     """The line, from 1, of the key that a path of keys leads to, or of its nearest ancestor."""
     line = int(node.start_mark.line) + 1
     for part in path:
+        if isinstance(node, yaml.SequenceNode) and part.isdigit() and int(part) < len(node.value):
+            node = node.value[int(part)]
+            line = int(node.start_mark.line) + 1
+            continue
         if not isinstance(node, yaml.MappingNode):
             break
         for key, value in node.value:

@@ -382,7 +382,7 @@ class _Service:
     async def _check(self, request: pb.CheckRequest, context: Any) -> pb.CheckResponse:
         async with self._gate.call():
             request_id = _request_id(request)
-            conversation = wire.conversation_from_wire(request.messages)
+            conversation = wire.conversation_from_wire(request.messages, request.path)
             async with self._gate.slot(may_wait=False):
                 decision = await self._guard.acheck(conversation, deadline_s=context.time_remaining())
         return pb.CheckResponse(request_id=request_id, decision=wire.decision_to_wire(decision))
@@ -437,7 +437,7 @@ class _Service:
     async def _check_item(self, request: pb.CheckBatchRequest, context: Any) -> pb.CheckBatchResponse:
         try:
             wire.require_id(request.id)
-            conversation = wire.conversation_from_wire(request.messages)
+            conversation = wire.conversation_from_wire(request.messages, request.path)
             async with self._gate.slot(may_wait=True):
                 decision = await self._guard.acheck(conversation, deadline_s=context.time_remaining())
             return pb.CheckBatchResponse(id=request.id, decision=wire.decision_to_wire(decision))
@@ -466,7 +466,7 @@ class _Service:
                 raise ConfigurationError(
                     "this server has no generator; start it with --upstream URL and --upstream-model NAME"
                 )
-            conversation = wire.conversation_from_wire(request.messages)
+            conversation = wire.conversation_from_wire(request.messages, request.path)
             if conversation.last.role is not Role.USER:
                 raise InvalidInput(
                     f"the last message is answered and must be from user, got {conversation.last.role.value}"

@@ -128,9 +128,12 @@ class Conversation:
 
     Attributes:
         messages: At least one; the last is from the user or the assistant.
+        path: Where the exchange belongs, in the caller's words: a file, a route. The policy may name it;
+            it is not judged.
     """
 
     messages: tuple[Message, ...]
+    path: str = ""
 
     def __post_init__(self) -> None:
         if not self.messages:
@@ -170,7 +173,7 @@ class Conversation:
 
     def then(self, role: Role, content: str) -> Conversation:
         """Returns this conversation with one more message at its end."""
-        return Conversation((*self.messages, Message(role, content)))
+        return Conversation((*self.messages, Message(role, content)), self.path)
 
 
 @dataclass(frozen=True, slots=True)

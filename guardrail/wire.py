@@ -178,7 +178,7 @@ def conversation_to_wire(conversation: Conversation) -> list[pb.Message]:
     return messages
 
 
-def conversation_from_wire(messages: Iterable[pb.Message]) -> Conversation:
+def conversation_from_wire(messages: Iterable[pb.Message], path: str = "") -> Conversation:
     """Reads a conversation.
 
     Raises:
@@ -191,7 +191,7 @@ def conversation_from_wire(messages: Iterable[pb.Message]) -> Conversation:
             known = ", ".join(f"ROLE_{member.name}" for member in Role)
             raise InvalidInput(f"message {index} has no known role (number {int(message.role)}); give one of {known}")
         read.append(Message(role, message.content))
-    return Conversation(tuple(read))
+    return Conversation(tuple(read), path)
 
 
 # Decisions

@@ -231,12 +231,14 @@ class Decision(_message.Message):
     def __init__(self, action: _Optional[_Union[Action, str]] = ..., rail: _Optional[_Union[Rail, str]] = ..., verdicts: _Optional[_Iterable[_Union[Verdict, _Mapping]]] = ..., reasons: _Optional[_Iterable[_Union[Reason, _Mapping]]] = ..., policy: _Optional[_Union[PolicyInfo, _Mapping]] = ..., outcome: _Optional[_Union[Outcome, str]] = ..., categories: _Optional[_Iterable[_Union[HazardCategory, str]]] = ...) -> None: ...
 
 class CheckRequest(_message.Message):
-    __slots__ = ("request_id", "messages")
+    __slots__ = ("request_id", "messages", "path")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
-    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
+    path: str
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., path: _Optional[str] = ...) -> None: ...
 
 class CheckResponse(_message.Message):
     __slots__ = ("request_id", "decision")
@@ -247,12 +249,14 @@ class CheckResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ...) -> None: ...
 
 class CheckBatchRequest(_message.Message):
-    __slots__ = ("id", "messages")
+    __slots__ = ("id", "messages", "path")
     ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
-    def __init__(self, id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ...) -> None: ...
+    path: str
+    def __init__(self, id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., path: _Optional[str] = ...) -> None: ...
 
 class CheckBatchResponse(_message.Message):
     __slots__ = ("id", "decision", "error")
@@ -303,14 +307,16 @@ class ScanCodeResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "messages", "include_rejected_text")
+    __slots__ = ("request_id", "messages", "include_rejected_text", "path")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     INCLUDE_REJECTED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     include_rejected_text: bool
-    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., include_rejected_text: _Optional[bool] = ...) -> None: ...
+    path: str
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., include_rejected_text: _Optional[bool] = ..., path: _Optional[str] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("request_id", "text", "is_blocked", "decision", "prompt_decision", "attempts")

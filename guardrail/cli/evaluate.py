@@ -219,7 +219,7 @@ def _table(*columns: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     made.add_column(columns[0], overflow="fold")
     for column in columns[1:]:
         made.add_column(column, justify="right")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from guardrail.cli.console import out_console
 from guardrail.errors import InvalidInput
+from guardrail.verdict import Confidence, Severity
 
 if TYPE_CHECKING:
-    from guardrail.policy import Policy, Rule
+    from guardrail.policy import Policy, RailPolicy, Rule
+    from guardrail.suppression import Suppression
 
 __all__ = ["app"]
 
@@ -55,10 +58,11 @@ def _as_yaml(policy: Policy) -> str:
             rail.value: {
                 "unsafe": _rule(rules.unsafe),
                 "categories": {category.value: _rule(rule) for category, rule in rules.categories.items()},
-                "findings": {severity.value: action.value for severity, action in rules.findings.items()},
+                "findings": {severity.value: _treatment(rules, severity) for severity in Severity},
             }
             for rail, rules in policy.rails.items()
         },
+        "suppressions": [_suppression(suppression) for suppression in policy.suppressions],
         "on_unverified": policy.on_unverified.value,
         "on_unscanned_code": policy.on_unscanned_code.value,
         "max_attempts": policy.max_attempts,
@@ -71,3 +75,12 @@ def _as_yaml(policy: Policy) -> str:
 
 def _rule(rule: Rule) -> dict[str, Any]:
     return {"action": rule.action.value, "threshold": rule.threshold}
+
+
+def _treatment(rules: RailPolicy, severity: Severity) -> str | dict[str, str]:
+    actions = {c.value: rules.treatment(severity, c).value for c in Confidence}
+    return actions if len(set(actions.values())) > 1 else actions[Confidence.LOW.value]
+
+
+def _suppression(suppression: Suppression) -> dict[str, Any]:
+    return {name: value for name, value in asdict(suppression).items() if value}

@@ -43,6 +43,7 @@ def serve(
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     generator = _generator(upstream, upstream_model) if upstream and upstream_model else None
     guard = build_guard(model=model, policy=policy)
+    guard.start()
 
     def announce(running: GuardServer) -> None:
         say(

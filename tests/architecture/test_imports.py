@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"taxonomy"},
     {"verdict"},
+    {"suppression"},
     {"protocols", "policy", "extraction", "prompt", "testing", "deadline", "upstream"},
     {"batching"},
     {"models", "shield"},
@@ -39,7 +40,18 @@ FLOORS: list[set[str]] = [
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Rows that only rows above may use, though nothing forbids it by height: wire and client know no engine.
 WITHOUT_ENGINE = {"wire", "client", "_pb"}
-ENGINE = {"policy", "pipeline", "streaming", "assembly", "decorator", "config", "models", "shield", "llama_guard"}
+ENGINE = {
+    "policy",
+    "suppression",
+    "pipeline",
+    "streaming",
+    "assembly",
+    "decorator",
+    "config",
+    "models",
+    "shield",
+    "llama_guard",
+}
 
 FORBIDDEN = ["torch", "transformers", "grpc", "semgrep", "ray"]
 

@@ -7,6 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,19 @@ from guardrail.testing import (
     RecordingObserver,
     ScriptedGenerator,
 )
-from guardrail.verdict import Action, Conversation, Decision, Finding, Outcome, Role, Severity, Source, Span, Verdict
+from guardrail.verdict import (
+    Action,
+    Conversation,
+    Decision,
+    Finding,
+    Outcome,
+    Rail,
+    Role,
+    Severity,
+    Source,
+    Span,
+    Verdict,
+)
 
 DEFAULT = load_policy("default")
 WORDS = {"grumble": HazardCategory.HATE, "gossip": HazardCategory.PRIVACY}
@@ -314,3 +328,7 @@ def test_feedback_names_weaknesses_by_cwe_alone() -> None:
     decision = DEFAULT.decide(Conversation.of("x", role=Role.ASSISTANT).rail, [verdict])
     assert "CWE-78" in feedback_for(decision)
     assert "quotes" not in feedback_for(decision)
+    mended = replace(verdict, findings=(replace(finding, fix="Pass a list of arguments."),))
+    assert feedback_for(DEFAULT.decide(Rail.RESPONSE, [mended])).splitlines()[1:] == [
+        "- CWE-78: Pass a list of arguments."
+    ]

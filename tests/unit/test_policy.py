@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import date
 from importlib import resources
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from guardrail.errors import PolicyError
 from guardrail.policy import PRESETS, Policy, load_policy, parse_policy, policy_schema
 from guardrail.taxonomy import HazardCategory
-from guardrail.verdict import Action, Finding, Outcome, Rail, Severity, Source, Span, Verdict, unverified
+from guardrail.verdict import Action, Confidence, Finding, Outcome, Rail, Severity, Source, Span, Verdict, unverified
 
 SOURCE = Source("model", "1")
 HATE = HazardCategory.HATE
@@ -30,6 +31,11 @@ def hazard(
 
 def code(severity: Severity) -> Verdict:
     finding = Finding("python.rule", "CWE-89", severity, Span(0, 3), 1, 1, "python", "Use parameters.")
+    return Verdict(Outcome.UNSAFE, SOURCE, findings=(finding,))
+
+
+def found(confidence: Confidence, severity: Severity = Severity.ERROR) -> Verdict:
+    finding = Finding("python.weak-hash", "CWE-327", severity, Span(0, 3), 1, 1, "python", "m", confidence)
     return Verdict(Outcome.UNSAFE, SOURCE, findings=(finding,))
 
 
@@ -214,3 +220,80 @@ class TestHash:
         assert one.hash != write("name: x\nmax_attempts: 3\n").hash
         assert one.hash != one.with_max_attempts(5).hash
         assert one.hash != write("name: x\nmax_attempts: 2\nrails: {prompt: {unsafe: {threshold: 0.4}}}\n").hash
+
+
+class TestTreatment:
+    def test_confidence_can_soften_a_severity(self) -> None:
+        """A severity has one action, or one for each confidence."""
+        policy = write("rails: {response: {findings: {error: {low: flag, medium: retry, high: block}, warning: flag}}}")
+        actions = [policy.decide(Rail.RESPONSE, [found(confidence)]).action for confidence in Confidence]
+        assert actions == [Action.FLAG, Action.RETRY, Action.BLOCK]
+        assert policy.decide(Rail.RESPONSE, [found(Confidence.LOW, Severity.WARNING)]).action is Action.FLAG
+
+    def test_a_confidence_left_out_takes_the_strictest(self) -> None:
+        """What a file does not say is not let through."""
+        policy = write("rails: {response: {findings: {error: {low: flag, medium: retry}}}}")
+        assert policy.decide(Rail.RESPONSE, [found(Confidence.HIGH)]).action is Action.RETRY
+
+    def test_a_retry_of_a_prompt_is_refused_by_confidence_too(self) -> None:
+        """A prompt cannot be generated again."""
+        with pytest.raises(PolicyError, match="cannot be retried"):
+            write("rails: {prompt: {findings: {error: {low: retry}}}}")
+
+
+class TestSuppressions:
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            "{rule: python.weak-hash}",
+            "{rule: 'python.*', reason: checksums}",
+            "{cwe: CWE-327}",
+            "{cwe: CWE-327, path: 'tests/*'}",
+            "{rule: python.weak-hash, until: 2030-01-31}",
+        ],
+    )
+    def test_an_accepted_finding_asks_for_nothing_and_stays_visible(self, entry: str) -> None:
+        """By rule, by weakness, by path, up to and on its last day; the finding and the reason are still there."""
+        policy = write(f"suppressions: [{entry}]")
+        decision = policy.decide(Rail.RESPONSE, [found(Confidence.HIGH)], path="tests/a.py", today=date(2030, 1, 31))
+        assert decision.action is Action.ALLOW
+        assert decision.findings
+        assert decision.reasons[0].subject == "CWE-327 python.weak-hash (suppressed)"
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            "{rule: python.weak-cipher}",
+            "{rule: python.weak-hash, cwe: CWE-1}",
+            "{cwe: CWE-327, path: 'tests/*'}",
+            "{cwe: CWE-327, until: 2030-01-30}",
+        ],
+    )
+    def test_what_does_not_fit_or_has_ended_still_blocks(self, entry: str) -> None:
+        """All that is given has to fit."""
+        policy = write(f"suppressions: [{entry}]")
+        decision = policy.decide(Rail.RESPONSE, [found(Confidence.HIGH)], path="src/a.py", today=date(2030, 1, 31))
+        assert decision.action is Action.BLOCK
+
+    def test_a_hazard_is_not_suppressed(self) -> None:
+        """Suppressions are for findings in code."""
+        assert write("suppressions: [{rule: '*'}]").decide(Rail.RESPONSE, [hazard(0.9)]).action is Action.BLOCK
+
+    @pytest.mark.parametrize(
+        ("entry", "message"),
+        [
+            ("{path: 'a'}", "give a rule or a cwe"),
+            ("{rul: x}", "did you mean 'rule'"),
+            ("{cwe: 327}", "p.yaml:2"),
+            ("{rule: x, until: soon}", "p.yaml:2"),
+        ],
+    )
+    def test_a_mistake_is_named_with_its_line(self, entry: str, message: str) -> None:
+        """As everywhere in a policy."""
+        with pytest.raises(PolicyError, match=message):
+            write(f"suppressions: [{entry}]")
+
+    def test_is_part_of_the_hash(self) -> None:
+        """Two policies that decide otherwise have other hashes."""
+        one, other = (write(f"suppressions: [{{rule: x, until: 2030-01-{day}}}]") for day in (30, 31))
+        assert one.hash != other.hash
