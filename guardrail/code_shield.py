@@ -30,7 +30,25 @@ from guardrail.verdict import CodeBlock, Conversation, Finding, Outcome, Severit
 __all__ = ["CodeShield"]
 
 _DEFAULT_LANGUAGES = frozenset(
-    "bash c cpp csharp dockerfile go hcl java javascript kotlin php python ruby rust swift typescript yaml".split()
+    [
+        "bash",
+        "c",
+        "cpp",
+        "csharp",
+        "dockerfile",
+        "go",
+        "hcl",
+        "java",
+        "javascript",
+        "kotlin",
+        "php",
+        "python",
+        "ruby",
+        "rust",
+        "swift",
+        "typescript",
+        "yaml",
+    ]
 )
 _NOT_PROGRAMS = frozenset(
     {"console", "css", "csv", "diff", "ini", "json", "markdown", "text", "toml", "xml", "mermaid", "latex"}

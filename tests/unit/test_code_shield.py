@@ -74,16 +74,16 @@ class TestCodeShield:
     async def test_languages_without_rules_are_named(self) -> None:
         """What was not scanned is said, and the word of the message itself is not repeated."""
         scanner = ScriptedScanner({})
-        text = "```rust\nx\n```\n```json\n{}\n```\n```my-secret\nx\n```\n```\nprose\n```"
+        text = "```scala\nx\n```\n```json\n{}\n```\n```my-secret\nx\n```\n```\nprose\n```"
         (verdict,) = await CodeShield(scanner).classify([said(text)])
         assert verdict.outcome is Outcome.UNVERIFIED
-        assert verdict.unscanned == ("other", "rust", "unlabelled")
+        assert verdict.unscanned == ("other", "scala", "unlabelled")
         assert verdict.detail == (
-            "not scanned: 4 of 4 blocks in languages without rules (json 1, other 1, rust 1, unlabelled 1)"
+            "not scanned: 4 of 4 blocks in languages without rules (json 1, other 1, scala 1, unlabelled 1)"
         )
         assert scanner.calls == []
 
-    @pytest.mark.parametrize(("label", "outcome"), [("rust", "unverified"), ("json", "safe"), ("", "unverified")])
+    @pytest.mark.parametrize(("label", "outcome"), [("scala", "unverified"), ("json", "safe"), ("", "unverified")])
     async def test_code_without_rules_is_never_safe(self, label: str, outcome: str) -> None:
         """Programs without rules count as unchecked; data never does."""
         shield = CodeShield(ScriptedScanner({}))

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
-
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
