@@ -54,10 +54,11 @@ summary{cursor:pointer;padding:.5rem 0;overflow-wrap:anywhere}
 @media (max-width:40rem){thead{position:absolute;clip-path:inset(50%);width:1px;height:1px;overflow:hidden}
 table,tbody,tr,td{display:block}tr{background:var(--card);border:1px solid var(--line);border-radius:.6rem;
 margin:.6rem 0;padding:.3rem .7rem}td{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.15rem 0}
-td:first-child{font-weight:600}td:not(:first-child)::before{content:attr(data-label);color:var(--dim)}}
+td:first-child{font-weight:600}td:empty{display:none}
+td:not(:first-child)::before{content:attr(data-label);color:var(--dim)}}
 """
 
-_SIZE, _PAD = 200.0, 26.0
+_SIZE, _PAD = 200.0, 36.0
 # A curve of ten thousand points looks as one of these and weighs a hundred times as much.
 _MOST_POINTS = 200
 

@@ -24,8 +24,9 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 
 from guardrail.errors import ScanError
 from guardrail.shield import PartialScan
@@ -33,7 +34,7 @@ from guardrail.shield.gate import Gate
 from guardrail.shield.install import find_semgrep, read_version
 from guardrail.shield.oneshot import scan_files
 from guardrail.shield.report import Hit, Result, Run, in_order, judge
-from guardrail.shield.rulebook import RULES, Rulebook
+from guardrail.shield.rulebook import RULES, Rule, Rulebook
 from guardrail.shield.targets import LANGUAGES, Target, encode, make_targets
 from guardrail.shield.warm import MAX_BYTES, Workers
 from guardrail.verdict import CodeBlock, Finding, Span
@@ -44,7 +45,9 @@ logger = logging.getLogger(__name__)
 
 _CACHE_SIZE = 4096
 _FEW_BLOCKS = 16  # more of them are faster in one process that is started for them
-_CHUNK = 400
+_ROUNDS = ((0, 1), (1, 4), (4, None))  # how many of a block's files are scanned together
+_MOST_BLOCKS = 200
+_LEAST_BLOCKS, _MANY_RULES = 40, 20  # starting a process costs as much as 20 rules over 40 blocks
 # A block takes about 2 ms beside others; a log scan sends hundreds at once.
 _BLOCK_S = 0.1
 
@@ -86,6 +89,7 @@ class SemgrepScanner:
         self._cache: OrderedDict[tuple[str, str], Result] = OrderedDict()  # guarded by _lock
         self._size = min(2, os.cpu_count() or 1) if workers is None else workers
         self._pool = ThreadPoolExecutor(max_workers=max(2, self._size), thread_name_prefix="guardrail-semgrep")
+        self._runs = ThreadPoolExecutor(max_workers=2, thread_name_prefix="guardrail-semgrep-run")
         self._calls = 0  # guarded by _lock
         self._gate: Gate | None = None
         self._workers: Workers | None = None
@@ -193,26 +197,28 @@ class SemgrepScanner:
         self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event
     ) -> tuple[list[Result], list[bool]]:
         """Scans code; also says which results would be the same next time."""
-        files = [make_targets(block, f"a{i}x") for i, block in enumerate(blocks)]
-        rule_ids = [self._candidates(targets) for targets in files]
-        results: list[Result | None] = [None if ids is None or ids else Result() for ids in rule_ids]
-        if sum(result is None for result in results) <= _FEW_BLOCKS:
-            for i, ids in enumerate(rule_ids):
-                if results[i] is None and ids is not None and not cancelled.is_set():
-                    results[i] = self._scan_warm(files[i], blocks[i].code, ids, deadline)
-        left = [i for i, result in enumerate(results) if result is None]
-        lasting = [True] * len(blocks)
-        for chunk in _chunks(left, files):
-            chosen = [rule_ids[i] for i in chunk]
-            only = None if None in chosen else frozenset[str]().union(*(ids for ids in chosen if ids is not None))
-            scanned, lost = self._scan_apart(
-                [files[i] for i in chunk], [blocks[i].code for i in chunk], only, deadline, cancelled
-            )
-            for i, result, is_lost in zip(chunk, scanned, lost, strict=True):
-                results[i], lasting[i] = result, not is_lost
-                if result.failure and not is_lost and rule_ids[i] is None and self._is_beyond_rules(files[i], deadline):
-                    results[i] = Result()
-        return [result for result in results if result is not None], lasting
+        if len(blocks) > _FEW_BLOCKS:
+            self._start_warming().join(max(0.0, deadline - time.monotonic()))  # the gate saves more than it costs
+        jobs = [_Job(block.code, make_targets(block, f"a{i}x")) for i, block in enumerate(blocks)]
+        for job in jobs:
+            job.rule_ids = self._candidates(job.targets)
+            job.is_done = job.rule_ids == []
+        if sum(not job.is_done for job in jobs) <= _FEW_BLOCKS:
+            for job in jobs:
+                if not job.is_done and not cancelled.is_set():
+                    self._scan_warm(job, deadline)
+        self._scan_apart([job for job in jobs if not job.is_done], deadline, cancelled)
+        for job in jobs:
+            if (
+                job.failure
+                and not job.is_lost
+                and job.rule_ids is None
+                and self._is_beyond_rules(job.targets, deadline)
+            ):
+                job.failure, job.hits = "", set()
+        return [Result(tuple(sorted(job.hits, key=in_order)), job.failure) for job in jobs], [
+            not job.is_lost for job in jobs
+        ]
 
     def _is_beyond_rules(self, targets: Sequence[Target], deadline: float) -> bool:
         """Tells of a block that was not understood what the gate would have told before, had it been there."""
@@ -227,57 +233,43 @@ class SemgrepScanner:
         languages = {LANGUAGES[target.language].rules for target in targets}
         return sorted(set(gate.candidates(targets[0].body, languages)))
 
-    def _scan_warm(
-        self, targets: Sequence[Target], code: str, rule_ids: Sequence[str], deadline: float
-    ) -> Result | None:
-        """Scans a block's files in turn until one is read as a whole; None where none was, or no worker is free."""
+    def _scan_warm(self, job: _Job, deadline: float) -> None:
+        """Scans a block's files in turn until one is read as a whole; leaves the job undone where none was."""
         workers = self._workers
-        if workers is None:
-            return None
+        if workers is None or job.rule_ids is None:
+            return
         hits: set[Hit] = set()
-        for target in targets:
+        for target in job.targets:
             if len(encode(target.text)) > MAX_BYTES or time.monotonic() > deadline:
-                return None
-            run = workers.scan(target, rule_ids)
+                return
+            run = workers.scan(target, job.rule_ids)
             if run is None:
-                return None
-            result = judge(run, target, code, self._rulebook.rules)
+                return
+            result = judge(run, target, job.code, self._rulebook.rules)
             hits.update(result.hits)
             if result.is_whole:
-                return Result(tuple(sorted(hits, key=in_order)))
-        return None
+                job.hits, job.is_done = hits, True
+                return
 
-    def _scan_apart(
-        self,
-        files: Sequence[Sequence[Target]],
-        codes: Sequence[str],
-        only: frozenset[str] | None,
-        deadline: float,
-        cancelled: threading.Event,
-    ) -> tuple[list[Result], list[bool]]:
-        """Scans many blocks with processes of their own: one for all as they stand, one for what that leaves."""
-        rules = self._rulebook.rules
+    def _scan_apart(self, jobs: Sequence[_Job], deadline: float, cancelled: threading.Event) -> None:
+        """Scans blocks with processes of their own: all as they stand, then variants of those that are left."""
+        for first, last in _ROUNDS:
+            left = [job for job in jobs if not job.is_done and job.targets[first:last]]
+            groups = list(_groups(left))
+            # Half of what is left for all rounds but the last: one of them may not use up the others' time.
+            limit = deadline if last is None else (time.monotonic() + deadline) / 2
+            runs = [self._runs.submit(self._run_group, group, first, last, limit, cancelled) for group in groups]
+            for group, run in zip(groups, (run.result() for run in runs), strict=True):
+                for job in group:
+                    job.take(run, job.targets[first:last], self._rulebook.rules)
 
-        def run(targets: Sequence[Target]) -> Run:
-            return scan_files(self._core, self._rulebook, targets, only=only, deadline=deadline, cancelled=cancelled)
-
-        first = run([targets[0] for targets in files])
-        results = [judge(first, targets[0], code, rules) for targets, code in zip(files, codes, strict=True)]
-        again = [i for i, result in enumerate(results) if not result.is_whole and files[i][0].name not in first.failed]
-        variants = [target for i in again for target in files[i][1:]]
-        second = run(variants) if variants else Run()
-        for i in again:
-            # What any reading of the block found is kept: a repair may not talk a finding away.
-            hits, failure = set(results[i].hits), results[i].failure
-            for target in files[i][1:]:
-                result = judge(second, target, codes[i], rules)
-                hits.update(result.hits)
-                failure = failure and result.failure
-                if result.is_whole:
-                    break
-            results[i] = Result(tuple(sorted(hits, key=in_order)), failure)
-        lost = set(first.failed) | set(second.failed)
-        return results, [any(target.name in lost for target in targets) for targets in files]
+    def _run_group(
+        self, group: Sequence[_Job], first: int, last: int | None, deadline: float, cancelled: threading.Event
+    ) -> Run:
+        known = [job.rule_ids for job in group if job.rule_ids is not None]
+        only = frozenset[str]().union(*known) if len(known) == len(group) else None
+        targets = [target for job in group for target in job.targets[first:last]]
+        return scan_files(self._core, self._rulebook, targets, only=only, deadline=deadline, cancelled=cancelled)
 
     def _for_block(self, block: CodeBlock, result: Result) -> list[Finding] | ScanError:
         findings = list(self._findings(block, result.hits))
@@ -319,8 +311,43 @@ def _line_column(starts: list[int], offset: int) -> tuple[int, int]:
     return line, offset - starts[line - 1] + 1
 
 
-def _chunks(indices: Sequence[int], files: Sequence[Sequence[Target]]) -> Iterator[list[int]]:
-    """Puts blocks of one language together, a bounded number at a time."""
-    order = sorted(indices, key=lambda i: (files[i][0].language, i))
-    for at in range(0, len(order), _CHUNK):
-        yield order[at : at + _CHUNK]
+@dataclass
+class _Job:
+    """A block on its way: its files, the rules that can match it, and what is known so far."""
+
+    code: str
+    targets: Sequence[Target]
+    rule_ids: list[str] | None = None  # None: not known
+    hits: set[Hit] = field(default_factory=set)
+    failure: str = ""
+    is_done: bool = False
+    is_lost: bool = False  # a process failed: next time may be better
+
+    def take(self, run: Run, targets: Sequence[Target], rules: Mapping[str, Rule]) -> None:
+        """Takes in what a run says of some of the block's files, in order, up to the first that was read as a whole."""
+        for target in targets:
+            result = judge(run, target, self.code, rules)
+            # What any reading of the block found is kept: a repair may not talk a finding away.
+            self.hits.update(result.hits)
+            is_first = target is self.targets[0]
+            self.failure = result.failure if is_first else self.failure and result.failure
+            self.is_lost |= target.name in run.failed
+            self.is_done = result.is_whole or (is_first and self.is_lost)
+            if self.is_done:
+                return
+
+
+def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
+    """Puts blocks together for which a few rules of one language will do: each rule costs time on each file."""
+    group: list[_Job] = []
+    rules: set[str] = set()
+    for job in sorted(jobs, key=lambda job: (job.targets[0].language, job.rule_ids or [])):
+        wanted = rules | set(job.rule_ids or ())
+        is_other = group and job.targets[0].language != group[0].targets[0].language
+        if is_other or len(group) >= _MOST_BLOCKS or (len(group) >= _LEAST_BLOCKS and len(wanted) > _MANY_RULES):
+            yield group
+            group, wanted = [], set(job.rule_ids or ())
+        group.append(job)
+        rules = wanted
+    if group:
+        yield group
