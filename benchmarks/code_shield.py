@@ -1,6 +1,7 @@
 """Code Shield's recall on labelled insecure code, and its findings on benign code.
 
     python benchmarks/code_shield.py recall ../shared/data/code/insecure.jsonl [--language rust] [--misses out.jsonl]
+        [--peer PEER/bin/python]
     python benchmarks/code_shield.py benign --language python FOLDER... [--findings out.jsonl]
 
 *Recall*: a record counts as found where a finding with its CWE, or a parent or child of it, lies within two lines of
@@ -16,6 +17,7 @@ import argparse
 import asyncio
 import json
 import random
+import subprocess
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -48,6 +50,7 @@ SUFFIXES = {
     "bash": (".sh", ".bash"),
     "yaml": (".yaml", ".yml"),
     "hcl": (".tf",),
+    "dockerfile": ("Dockerfile", ".dockerfile"),
 }
 
 # child -> parents, by the research view of CWE 4.16 (https://cwe.mitre.org), for the numbers that rules and data name.
@@ -116,13 +119,38 @@ def flagged_lines(record: dict[str, Any]) -> list[int]:
 
 def is_found(record: dict[str, Any], findings: Iterable[Finding]) -> bool:
     """Whether a finding of a related CWE is near the flagged line; anywhere where that line is not in the code."""
-    lines = flagged_lines(record)
     for finding in findings:
         last = finding.line + record["code"].count("\n", finding.span.start, finding.span.end)
-        is_near = not lines or any(finding.line - NEAR_LINES <= line <= last + NEAR_LINES for line in lines)
-        if is_near and is_related(finding.cwe, record["cwe"]):
+        if is_related(finding.cwe, record["cwe"]) and is_near(record, finding.line, last):
             return True
     return False
+
+
+def is_near(record: dict[str, Any], first: int, last: int) -> bool:
+    lines = flagged_lines(record)
+    return not lines or any(first - NEAR_LINES <= line <= last + NEAR_LINES for line in lines)
+
+
+def recall_of_peer(python: Path, records: Sequence[dict[str, Any]]) -> tuple[Counter[str], Counter[str]]:
+    """Counts, by language, what Meta's CodeShield finds by the same measure, and what it flags at all."""
+    found, flagged = Counter[str](), Counter[str]()
+    for record, answer in zip(records, run_peer(python, records), strict=True):
+        issues = [i for i in answer["issues"] if str(i["cwe"] or "").removeprefix("CWE-").isdigit()]
+        hit = any(
+            is_related(i["cwe"], record["cwe"]) and is_near(record, i["line"] or 0, i["line"] or 0) for i in issues
+        )
+        for name in (record["language"], "all"):
+            found[name] += hit
+            flagged[name] += bool(answer["issues"])
+    return found, flagged
+
+
+def run_peer(python: Path, records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the answer of ``benchmarks/peers/codeshield_peer.py`` to each record."""
+    lines = "".join(json.dumps({"language": r["language"], "code": r["code"]}) + "\n" for r in records)
+    script = Path(__file__).parent / "peers" / "codeshield_peer.py"
+    done = subprocess.run([python, script], input=lines, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
 
 
 async def recall(arguments: argparse.Namespace) -> int:
@@ -145,10 +173,14 @@ async def recall(arguments: argparse.Namespace) -> int:
             others = [f"{f.rule_id}@{f.line}" for f in findings_of(result)]
             failure = str(result) if isinstance(result, ScanError) else ""
             missed.append({**record, "flagged": flagged_lines(record), "found": others, "unverified": failure})
-    print("| language | records | recall | not verified |")
-    print("| --- | --- | --- | --- |")
+    theirs, flagged = recall_of_peer(arguments.peer, records) if arguments.peer else (None, None)
+    print("| language | records | recall | not verified |" + " CodeShield's recall | CodeShield flags |" * bool(theirs))
+    print("| --- | --- | --- | --- |" + " --- | --- |" * bool(theirs))
     for name in sorted(total, key=lambda n: (n == "all", n)):
-        print(f"| {name} | {total[name]} | {found[name] / total[name]:.3f} | {unverified[name]} |")
+        row = f"| {name} | {total[name]} | {found[name] / total[name]:.3f} | {unverified[name]} |"
+        if theirs is not None and flagged is not None:
+            row += f" {theirs[name] / total[name]:.3f} | {flagged[name] / total[name]:.3f} |"
+        print(row)
     if arguments.language:
         for (_, cwe), (hits, count) in sorted(by_cwe.items()):
             print(f"{cwe}: {hits} of {count}")
@@ -221,6 +253,7 @@ def main() -> int:
     one.add_argument("data", type=Path)
     one.add_argument("--language", choices=sorted(LANGUAGES))
     one.add_argument("--misses", type=Path, help="where to write the records that were missed")
+    one.add_argument("--peer", type=Path, help="the Python of an environment with Meta's codeshield")
     one.set_defaults(run=recall)
     two = commands.add_parser("benign")
     two.add_argument("folders", type=Path, nargs="+")

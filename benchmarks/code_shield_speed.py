@@ -16,7 +16,6 @@ import asyncio
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.code_shield import SUFFIXES, block_of, cut
+from benchmarks.code_shield import SUFFIXES, block_of, cut, run_peer
 from guardrail.code_shield import CodeShield
 from guardrail.errors import ScanError
 from guardrail.shield.semgrep import SemgrepScanner
@@ -73,13 +72,6 @@ async def time_blocks(scanner: SemgrepScanner, blocks: Sequence[CodeBlock]) -> t
     return times, unverified
 
 
-def time_peer(python: Path, blocks: Sequence[CodeBlock]) -> list[dict[str, Any]]:
-    lines = "".join(json.dumps({"language": block.language, "code": block.code}) + "\n" for block in blocks)
-    script = Path(__file__).parent / "peers" / "codeshield_peer.py"
-    done = subprocess.run([python, script], input=lines, capture_output=True, text=True, check=True)
-    return [json.loads(line) for line in done.stdout.splitlines()]
-
-
 async def main() -> int:
     parser = argparse.ArgumentParser(description="Code Shield's times.")
     parser.add_argument("--insecure", type=Path, required=True)
@@ -122,7 +114,7 @@ async def main() -> int:
 
     if arguments.peer:
         known = [i for i, block in enumerate(mixed) if block.language in PEER_LANGUAGES]
-        answers = time_peer(arguments.peer, [mixed[i] for i in known])
+        answers = run_peer(arguments.peer, [{"language": mixed[i].language, "code": mixed[i].code} for i in known])
         tier = [(times[i], answer["ms"]) for i, answer in zip(known, answers, strict=True) if answer["semgrep"]]
         report["peer"] = {
             "blocks": len(known),
