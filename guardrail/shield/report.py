@@ -114,6 +114,8 @@ def judge(run: Run, target: Target, code: str, rules: Mapping[str, Rule]) -> Res
         failure = "semgrep did not scan it"
     elif target.name in run.losses:
         failure = run.losses[target.name]
+    elif not target.proves:
+        failure = "part of its code may have been read as a string"
     else:
         failure = "" if has_canary else "semgrep did not reach its end"
     is_whole = not failure and target.name not in run.scraps
@@ -166,7 +168,10 @@ def _kind(error: dict[str, Any]) -> str:
 
 
 def _is_harmless(error: dict[str, Any], target: Target) -> bool:
-    """Whether the text that the parser dropped is too little to hold a weakness: no call, no assignment, no string."""
+    """Whether the text that the parser dropped is too little to hold a weakness.
+
+    It holds no call, no assignment, no string, and nothing of an object: ``{{ __html: html }}`` in JSX is one.
+    """
     spans = error.get("spans")
     if _kind(error) != "PartialParsing" or not spans or len(spans) > 4:
         return False
@@ -176,7 +181,8 @@ def _is_harmless(error: dict[str, Any], target: Target) -> bool:
         if last != first or not 0 <= first < len(lines):
             return False
         line = encode(lines[first])[span["start"]["col"] - 1 : span["end"]["col"] - 1]
-        if len(line) > 30 or any(char in b"(=+`$%@&*\"'\\" for char in line):
+        text = line.rstrip().removesuffix(b"{")  # what it opens was not dropped
+        if len(line) > 30 or any(char in b"(={:+`$%@&*\"'\\" for char in text):
             return False
     return True
 
