@@ -7,7 +7,7 @@ narrow screen each row of a table becomes a card.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from html import escape
 
 import numpy as np
@@ -20,43 +20,10 @@ from guardrail.evaluation.metrics import (
     roc_points,
 )
 from guardrail.evaluation.report import Report, SetResult
+from guardrail.page import document, table, tiles
 from guardrail.taxonomy import HazardCategory
 
 __all__ = ["render_page"]
-
-_STYLE = """
-:root{color-scheme:light dark;--bg:#fff;--fg:#1c1e21;--dim:#5c636b;--line:#dcdfe3;--card:#f6f7f9;
---ink:#1f5fbf;--warn:#9a5b00}
-@media (prefers-color-scheme:dark){:root{--bg:#14171a;--fg:#e6e8ea;--dim:#9aa3ac;--line:#333a41;--card:#1c2126;
---ink:#7db2ff;--warn:#f0b45c}}
-*{box-sizing:border-box}
-body{margin:0 auto;max-width:72rem;padding:1.5rem 1rem 4rem;background:var(--bg);color:var(--fg);
-font:16px/1.5 system-ui,-apple-system,"Segoe UI",sans-serif}
-h1{font-size:1.6rem;margin:0 0 .25rem}h2{font-size:1.2rem;margin:2.2rem 0 .6rem}p{margin:.4rem 0;max-width:46rem}
-.dim{color:var(--dim)}.warn{color:var(--warn);font-weight:600}code{overflow-wrap:anywhere}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(8.5rem,1fr));gap:.7rem;margin:1rem 0;padding:0}
-.tiles div{background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.6rem .8rem}
-.tiles dt{color:var(--dim);font-size:.8rem}.tiles dd{margin:0;font-size:1.35rem;font-variant-numeric:tabular-nums}
-.tiles small{display:block;color:var(--dim);font-size:.75rem}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(16rem,1fr));gap:1rem}
-figure{margin:0;background:var(--card);border:1px solid var(--line);border-radius:.6rem;padding:.6rem}
-figcaption{color:var(--dim);font-size:.85rem;padding:.2rem .2rem 0}
-svg{display:block;width:100%;height:auto}svg text{fill:var(--dim);font-size:9px}
-.frame{fill:none;stroke:var(--line)}.grid{stroke:var(--line);stroke-width:.5}.guess{stroke:var(--dim);
-stroke-dasharray:3 3}
-.curve{fill:none;stroke:var(--ink);stroke-width:2;stroke-linejoin:round}.dot{fill:var(--ink)}
-.wide{overflow-x:auto}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums;font-size:.9rem}
-th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere}
-thead th{color:var(--dim);font-weight:600}tr.sum td{font-weight:600}
-summary{cursor:pointer;padding:.5rem 0;overflow-wrap:anywhere}
-@media (max-width:40rem){thead{position:absolute;clip-path:inset(50%);width:1px;height:1px;overflow:hidden}
-table,tbody,tr,td{display:block}tr{background:var(--card);border:1px solid var(--line);border-radius:.6rem;
-margin:.6rem 0;padding:.3rem .7rem}td{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.15rem 0}
-td:first-child{font-weight:600}td:empty{display:none}
-td:not(:first-child)::before{content:attr(data-label);color:var(--dim)}}
-"""
 
 _SIZE, _PAD = 200.0, 36.0
 # A curve of ten thousand points looks as one of these and weighs a hundred times as much.
@@ -81,12 +48,7 @@ def render_page(report: Report) -> str:
             "<h2>What the figures mean</h2>" + "".join(f"<p class=dim>{line}</p>" for line in _NOTES),
         ]
     )
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
-    )
+    return document(title, body)
 
 
 _NOTES = (
@@ -126,7 +88,7 @@ def _header(report: Report, title: str) -> str:
 
 def _tiles(report: Report) -> str:
     found, speed = report.overall.figures, report.speed
-    tiles = [
+    figures = [
         (
             "rows",
             f"{len(report.overall.rows):,}",
@@ -140,14 +102,10 @@ def _tiles(report: Report) -> str:
     ]
     if speed.latency is not None:
         note = f"p99 {speed.latency.p99_ms:,.1f} ms, {speed.latency.messages:,} asked one by one"
-        tiles.append(("latency p50", f"{speed.latency.p50_ms:,.1f} ms", note))
+        figures.append(("latency p50", f"{speed.latency.p50_ms:,.1f} ms", note))
     if speed.texts_per_s is not None:
-        tiles.append(("texts per second", f"{speed.texts_per_s:,.0f}", f"in batches of {speed.batch_size}"))
-    cells = "".join(
-        f"<div><dt>{escape(name)}</dt><dd>{escape(value)}<small>{escape(note)}</small></dd></div>"
-        for name, value, note in tiles
-    )
-    return f"<dl class=tiles>{cells}</dl>"
+        figures.append(("texts per second", f"{speed.texts_per_s:,.0f}", f"in batches of {speed.batch_size}"))
+    return tiles(figures)
 
 
 _SET_HEAD = (
@@ -162,7 +120,7 @@ def _sets_table(report: Report) -> str:
     means = report.macro
     names = ("recall", "fpr", "f1", "auprc", "auroc", "ece", "brier")
     rows.append(["mean of the sets", "", "", *(_number(means[name]) for name in names), "", ""])
-    return _table(_SET_HEAD, rows, sums=2)
+    return table(_SET_HEAD, rows, sums=2)
 
 
 def _set_cells(one: SetResult) -> list[str]:
@@ -184,7 +142,7 @@ def _operating(report: Report) -> str:
     rows = [_cells(one.name, one.figures_at(threshold))[:6] for one in (*report.sets, report.overall)]
     return (
         f"{head}<p>Threshold {threshold:.6g}, chosen on these very rows, all together: the figures are kinder than "
-        f"those on other rows.</p>{_table(_SET_HEAD[:6], rows, sums=1)}"
+        f"those on other rows.</p>{table(_SET_HEAD[:6], rows, sums=1)}"
     )
 
 
@@ -196,7 +154,7 @@ def _categories(one: SetResult) -> str:
         for category, found in ((c, one.categories[c]) for c in HazardCategory if c in one.categories)
     ]
     head = ("category", "unsafe rows", "recall", "flagged with a category", "first category right")
-    return f"<h2>Categories</h2>{_table(head, rows)}"
+    return f"<h2>Categories</h2>{table(head, rows)}"
 
 
 def _slices(report: Report) -> str:
@@ -204,7 +162,7 @@ def _slices(report: Report) -> str:
     parts = []
     for column, values in report.slices.items():
         rows = [_cells(value, found) for value, found in values.items()]
-        parts.append(f"<h2>{titles[column]}</h2>{_table((titles[column][:-1].lower(), *_SET_HEAD[1:10]), rows)}")
+        parts.append(f"<h2>{titles[column]}</h2>{table((titles[column][:-1].lower(), *_SET_HEAD[1:10]), rows)}")
     return "".join(parts)
 
 
@@ -215,19 +173,6 @@ def _set_details(report: Report) -> str:
         f"<details><summary>{escape(one.name)}</summary>{_plots(one)}</details>" for one in report.sets if one.judged
     )
     return f"<h2>Curves of each set</h2>{details}"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]], *, sums: int = 0) -> str:
-    """A table; its last ``sums`` rows are set apart."""
-    lines = list(rows)
-    top = "".join(f'<th scope="col">{escape(name)}</th>' for name in head)
-    body = []
-    for number, row in enumerate(lines):
-        cells = "".join(
-            f'<td data-label="{escape(name)}">{escape(cell)}</td>' for name, cell in zip(head, row, strict=True)
-        )
-        body.append(f"<tr{' class=sum' if number >= len(lines) - sums else ''}>{cells}</tr>")
-    return f"<div class=wide><table><thead><tr>{top}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
 
 
 def _plots(one: SetResult) -> str:

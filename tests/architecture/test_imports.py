@@ -17,10 +17,11 @@ PACKAGE = Path(guardrail.__file__).parent
 
 # Lower floors first; within a row, files do not import each other.
 FLOORS: list[set[str]] = [
-    {"errors"},
+    {"errors", "page"},
     {"taxonomy"},
     {"verdict"},
-    {"suppression"},
+    {"suppression", "verdict_json", "signatures"},
+    {"language"},
     {"protocols", "policy", "extraction", "prompt", "testing", "deadline", "upstream"},
     {"batching"},
     {"models", "shield"},

@@ -9,13 +9,28 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from guardrail.extraction import canonical_language, extract_code_blocks, guess_language
+from guardrail.extraction import extract_code_blocks
+from guardrail.extraction.markdown import find_markdown_blocks
 
 REFERENCE = MarkdownIt("commonmark")
 PREFIXES = ["", "", "> ", ">", "- ", "1. ", "  ", "   ", "    ", "      ", "\t", "2) ", "* ", " > ", "> > ", "10. "]
 BODIES = [
     *("```", "~~~", "````", "```py", "~~~~ js x", "``` a`b", "text", "code()", "", "", "# h", "---", "===", "***"),
     *("- x", "    x", "\ty", ">q", "-", "1.", "7. z", "* * *", "  ", "```   ", "```x"),
+    *(
+        "~~~~",
+        "~~~ ```",
+        "`````",
+        "````` ~",
+        "   ```",
+        "       y",
+        "> > ~~~",
+        "- - ```",
+        "1) ```",
+        "#",
+        "`a`",
+        "~~~~   ",
+    ),
 ]
 LINES = st.builds(
     lambda prefixes, body: "".join(prefixes) + body,
@@ -24,7 +39,7 @@ LINES = st.builds(
 )
 DOCUMENTS = st.builds(
     lambda lines, end: end.join(lines) + end,
-    st.lists(LINES, min_size=1, max_size=8),
+    st.lists(LINES, min_size=1, max_size=12),
     st.sampled_from(["\n", "\r\n", "\r"]),
 )
 
@@ -65,7 +80,20 @@ class TestAgainstReference:
         expected = [
             token.content.removesuffix("\n") for token in REFERENCE.parse(text) if token.type in ("fence", "code_block")
         ]
-        assert [block.code for block in extract_code_blocks(text)] == expected
+        assert [found.block.code for found in find_markdown_blocks(text)] == expected
+
+    @settings(max_examples=300, deadline=None)
+    @given(DOCUMENTS)
+    def test_places_with_fences_hold_the_code(self, text: str) -> None:
+        """A block's outer place is whole lines, holds the code, and is apart from the next block's."""
+        end = 0
+        for found in find_markdown_blocks(text):
+            span = found.block.span
+            assert end <= found.start <= span.start <= span.end <= found.end <= len(text)
+            assert found.start == 0 or text[found.start - 1] in "\r\n"
+            # A fence with nothing after it ends where its code would start.
+            assert found.end == len(text) or text[found.end] in "\r\n" or not found.block.code
+            end = found.end
 
     @settings(max_examples=300, deadline=None)
     @given(st.one_of(DOCUMENTS, st.text(st.sampled_from("`~> -\t\r\na1.😀"), max_size=80)))
@@ -133,48 +161,3 @@ class TestBlocks:
     def test_hostile_text_ends(self, text: str) -> None:
         """Work is linear in the message: each of these would take minutes otherwise."""
         extract_code_blocks(text)
-
-
-class TestLanguage:
-    @pytest.mark.parametrize(
-        ("info", "language"),
-        [
-            *(
-                ("py", "python"),
-                ("Python3", "python"),
-                ("{.python .numberLines}", "python"),
-                ('python title="x"', "python"),
-            ),
-            *(("python{1,3}", "python"), ("language-js", "javascript"), ("jsx", "javascript"), ("tsx", "typescript")),
-            *(
-                ("c++", "cpp"),
-                ("C#", "csharp"),
-                ("golang", "go"),
-                ("sh", "bash"),
-                ("", None),
-                ("  ", None),
-                ("Zig", "zig"),
-            ),
-        ],
-    )
-    def test_info_string(self, info: str, language: str | None) -> None:
-        """Aliases become canonical, attributes are left out, unknown words stay."""
-        assert canonical_language(info) == language
-
-    @pytest.mark.parametrize(
-        ("code", "language"),
-        [
-            ("import os\n\ndef f(x):\n    return os.system(x)", "python"),
-            ("<?php echo 1;", "php"),
-            ("const a = require('b');\nconsole.log(a);", "javascript"),
-            ("#include <stdio.h>\nint main(void) {\n  char b[8];\n  gets(b);\n}", "c"),
-            ("#include <iostream>\nint main() { std::cout << 1; }", "cpp"),
-            ("package main\n\nfunc main() {\n}", "go"),
-            ("import java.util.List;\npublic class A {\n}", "java"),
-            ("the cat sat on the mat", None),
-            ("total 8\ndrwxr-xr-x 2 root", None),
-        ],
-    )
-    def test_guess(self, code: str, language: str | None) -> None:
-        """Clear code is recognised; anything else is left open."""
-        assert guess_language(code) == language

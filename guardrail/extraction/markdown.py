@@ -1,9 +1,9 @@
-r"""Find the code in a message: text -> ``CodeBlock`` values with exact places and a language.
+r"""Find the code blocks of Markdown: text -> ``MarkdownBlock`` values with exact places.
 
-The first step of Code Shield; what is found here is what a scanner sees. The grammar is the block structure of
-CommonMark 0.31 (https://spec.commonmark.org/0.31.2/): fences of backticks and tildes, indented code, both also inside
-block quotes and list items. The scanner goes through the lines once and keeps a stack of open containers; the prefix
-that a container asks for (``> ``, or the width of a list marker) is taken off each line of code.
+The grammar is the block structure of CommonMark 0.31 (https://spec.commonmark.org/0.31.2/): fences of backticks and
+tildes, indented code, both also inside block quotes and list items. The scanner goes through the lines once and keeps
+a stack of open containers; the prefix that a container asks for (``> ``, or the width of a list marker) is taken off
+each line of code.
 
 A line ends at ``\n``, ``\r\n`` or a lone ``\r``; ``code`` joins its lines with ``\n`` and has none at its end. Offsets
 are code points of the message. For each line of ``code``, ``text[line_starts[i]:]`` starts with that line, with one
@@ -17,7 +17,6 @@ Known differences from CommonMark, each on the side of finding more code or of b
 - HTML blocks and link reference definitions are not recognised: a fence inside ``<div>`` is still a fence.
 - Containers nested more than 32 deep are flattened.
 - Entities and backslash escapes in an info string are left as they are; so is NUL in code.
-- Code in HTML (``<pre>``) and in inline backticks is not extracted.
 """
 
 from __future__ import annotations
@@ -25,96 +24,54 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+from guardrail.language import canonical_language
 from guardrail.verdict import CodeBlock, Span
 
-__all__ = ["LANGUAGES", "canonical_language", "extract_code_blocks", "guess_language"]
+__all__ = ["MarkdownBlock", "find_markdown_blocks"]
 
 _MAX_DEPTH = 32  # bounds the work per line: a blank line is matched against every open list item
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BLANKS = re.compile(r"[ \t]*")
 _FENCE = re.compile(r"`{3,}|~{3,}")
+# Indented code follows a line without text (blank, marks of containers, a rule, a heading), or a container's mark.
+_INDENTED = re.compile(
+    r"(?:\A|^[ \t>*+\-_=\d.)]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))[ \t>*+\-\d.)]*(?:    |\t)"
+    r"|^[ \t>*+\-\d.)]*[>*+\-.)](?:    |[ ]{0,3}\t)",
+    re.MULTILINE,
+)
 _MARKER = re.compile(r"[-+*](?=[ \t]|$)|[0-9]{1,9}[.)](?=[ \t]|$)")
 _HEADING = re.compile(r"#{1,6}(?=[ \t]|$)")
 _SETEXT = re.compile(r"(?:=+|-+)[ \t]*$")
-_WORD = re.compile(r"[^\s{},;:=]+")
-
-_ALIASES = {
-    "python": "python py python3 py3 python2 py2 pyi cpython ipython gyp",
-    "javascript": "javascript js node nodejs jsx mjs cjs ecmascript es6 react",
-    "typescript": "typescript ts tsx mts cts",
-    "java": "java",
-    "c": "c h c99 c11 ansi-c",
-    "cpp": "cpp c++ cc cxx hpp hh hxx h++ c++11 c++14 c++17 c++20 arduino",
-    "csharp": "csharp c# cs dotnet",
-    "php": "php php3 php4 php5 php7 php8 phtml",
-    "go": "go golang",
-    "rust": "rust rs",
-    "ruby": "ruby rb jruby",
-    "bash": "bash sh shell zsh ksh shellscript fish",
-    "powershell": "powershell ps1 pwsh ps",
-    "batch": "batch bat cmd dosbatch",
-    "kotlin": "kotlin kt kts",
-    "swift": "swift",
-    "scala": "scala",
-    "perl": "perl pl",
-    "r": "r rlang",
-    "lua": "lua",
-    "dart": "dart",
-    "objectivec": "objectivec objective-c objc obj-c",
-    "sql": "sql mysql postgresql postgres sqlite plsql tsql",
-    "html": "html htm xhtml",
-    "css": "css scss sass less",
-    "xml": "xml svg xsl xsd",
-    "yaml": "yaml yml",
-    "json": "json json5 jsonc jsonl ndjson",
-    "toml": "toml",
-    "ini": "ini conf cfg properties dotenv env",
-    "csv": "csv tsv",
-    "markdown": "markdown md mdx",
-    "diff": "diff patch",
-    "dockerfile": "dockerfile docker containerfile",
-    "makefile": "makefile make mk",
-    "hcl": "hcl terraform tf",
-    "text": "text txt plain plaintext none nohighlight",
-    "console": "console output shell-session shellsession terminal log logs",
-}
-_CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in aliases.split()}
-
-LANGUAGES = frozenset(_ALIASES)
-"""The canonical names."""
 
 
-def canonical_language(info: str) -> str | None:
-    """Reads the language from a fence's info string.
+@dataclass(frozen=True, slots=True)
+class MarkdownBlock:
+    """A code block and its place with the fences.
 
-    The first word counts, without case: ``py``, ``{.python .numberLines}``, ``python title="x"``, ``c++``,
-    ``language-js``, ``js{1,3}``.
-
-    Args:
-        info: What stands after the opening fence.
-
-    Returns:
-        The canonical name, the lower-cased word where it is not in the table, None where there is none.
+    Attributes:
+        block: The code.
+        start: Where the line of the opening fence, or the first line of indented code, starts.
+        end: Where the line of the closing fence, or the last line of code, ends.
+        is_fenced: Whether it has a fence, or is indented.
     """
-    word = _WORD.search(info.strip()[:200])
-    if word is None:
-        return None
-    name = word.group().lower().lstrip(".").removeprefix("language-").removeprefix("lang-")
-    return _CANONICAL.get(name, name) or None
+
+    block: CodeBlock
+    start: int
+    end: int
+    is_fenced: bool
 
 
-def extract_code_blocks(text: str) -> list[CodeBlock]:
-    """Finds the code blocks of a message, in order.
+def find_markdown_blocks(text: str) -> list[MarkdownBlock]:
+    """Finds the fenced and the indented code blocks of a message, in order.
 
     Args:
         text: The message, CommonMark or plain text; any size, in time linear in it.
 
     Returns:
-        Each fenced and each indented block, with its language where the info string gives one. Blocks without a
-        language are left so; see :func:`guess_language`.
+        Each block, with its language where the info string gives one.
     """
-    # A message without either mark of code is the common case and costs two searches.
-    if "```" not in text and "~~~" not in text and "    " not in text and "\t" not in text:
+    # A message without a mark of code is the common case and costs a few searches.
+    if "```" not in text and "~~~" not in text and not _may_hold_indented(text):
         return []
     scanner = _Scanner(text)
     start = 0
@@ -125,6 +82,13 @@ def extract_code_blocks(text: str) -> list[CodeBlock]:
         scanner.line(start, len(text))
     scanner.close_leaf()
     return scanner.blocks
+
+
+def _may_hold_indented(text: str) -> bool:
+    if "    " not in text and "\t" not in text:
+        return False
+    # For an expression only a line feed starts a line.
+    return "\r" in text or _INDENTED.search(text) is not None
 
 
 @dataclass
@@ -143,9 +107,11 @@ class _Leaf:
     indent: int
     language: str | None
     start: int
+    outer_start: int
     lines: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     end: int = 0
+    outer_end: int = 0
 
 
 class _Scanner:
@@ -156,15 +122,15 @@ class _Scanner:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.blocks: list[CodeBlock] = []
+        self.blocks: list[MarkdownBlock] = []
         self._containers: list[_Container] = []
         self._leaf: _Leaf | None = None
         self._in_paragraph = False
-        self._pos = self._col = self._spare = self._end = 0
+        self._start = self._pos = self._col = self._spare = self._end = 0
 
     def line(self, start: int, end: int) -> None:
         """Reads one line, without its line end."""
-        self._pos, self._end, self._col, self._spare = start, end, 0, 0
+        self._start, self._pos, self._end, self._col, self._spare = start, start, end, 0, 0
         matched = self._match_containers()
         is_whole = matched == len(self._containers)
         if self._leaf is not None and self._leaf.fence and is_whole:
@@ -188,7 +154,9 @@ class _Scanner:
         first = starts[0] if starts else leaf.start
         last = starts[-1] if starts else leaf.start
         end = max(first, min(_line_end(self.text, last), leaf.end) if starts else first)
-        self.blocks.append(CodeBlock("\n".join(lines), leaf.language, Span(first, end), tuple(starts) or (first,)))
+        block = CodeBlock("\n".join(lines), leaf.language, Span(first, end), tuple(starts) or (first,))
+        outer_end = max(end, leaf.outer_end if leaf.fence else end)
+        self.blocks.append(MarkdownBlock(block, leaf.outer_start, outer_end, bool(leaf.fence)))
 
     # -- containers
 
@@ -298,7 +266,7 @@ class _Scanner:
 
     def _indented_line(self) -> None:
         if self._leaf is None:
-            self._leaf = _Leaf("", 4, None, self._pos)
+            self._leaf = _Leaf("", 4, None, self._pos, self._start)
         self._append(self._leaf, 4)
 
     def _leaf_line(self, at: int, indent: int, is_lazy: bool, matched: int) -> None:
@@ -307,7 +275,8 @@ class _Scanner:
         if match is not None and not (match.group()[0] == "`" and text.find("`", match.end(), end) >= 0):
             self._leave(is_lazy, matched)
             info = canonical_language(text[match.end() : min(end, match.end() + 400)])
-            self._leaf = _Leaf(match.group(), indent, info, min(_next_line(text, end), len(text)))
+            inner_start = min(_next_line(text, end), len(text))
+            self._leaf = _Leaf(match.group(), indent, info, inner_start, self._start, outer_end=end)
             return
         if _HEADING.match(text, at, end):
             self._leave(is_lazy, matched)
@@ -326,6 +295,7 @@ class _Scanner:
             if match is not None and match.group()[0] == leaf.fence[0] and len(match.group()) >= len(leaf.fence):
                 after = _BLANKS.match(self.text, match.end(), self._end)
                 if after is not None and after.end() >= self._end:
+                    leaf.outer_end = self._end
                     self.close_leaf()
                     return
         self._append(leaf, leaf.indent)
@@ -401,85 +371,3 @@ def _line_end(text: str, start: int) -> int:
 def _next_line(text: str, end: int) -> int:
     match = _LINE_END.match(text, end)
     return match.end() if match else end
-
-
-_SIGNATURES: dict[str, tuple[str, ...]] = {
-    "python": (
-        r"^\s*(?:async )?def \w+\(.*\)(?: *->.*)?:\s*$",
-        r"^\s*(?:from [\w.]+ import [\w*(]|import \w+(?:\.\w+)*(?: as \w+)?\s*$)",
-        r"^\s*(?:if|elif|for|while|with|try|except|class)\b[^{;]*:\s*$",
-        r"^\s*(?:print\(|@\w+|self\.\w+)",
-        r"^>>> ",
-    ),
-    "php": (r"<\?(?:php\b|=)", r"^\s*\$\w+\s*=[^=].*;\s*$", r"\$_(?:GET|POST|REQUEST|COOKIE|SERVER)\b", r"\$this->\w"),
-    "java": (
-        r"^\s*(?:public|private|protected)\s+(?:static\s+|final\s+|abstract\s+)*(?:class|interface|void|[A-Z]\w*)\b",
-        r"^\s*import (?:static )?(?:java|javax|jakarta|org|com)\.[\w.*]+;",
-        r"\bSystem\.out\.print|\bString\[\] args\b",
-        r"^\s*@(?:Override|Autowired|GetMapping|RestController)\b",
-    ),
-    "go": (
-        r"^package \w+\s*$",
-        r"^func (?:\(\w+ \*?\w+\) )?\w+\(",
-        r"\w+(?:, \w+)* := ",
-        r"\bfmt\.\w+\(",
-        r"if err != nil",
-    ),
-    "javascript": (
-        r"^\s*(?:const|let|var) [\w{\[][^;:]*=",
-        r"\bfunction\s*\w*\([^)]{0,200}\)\s*\{",
-        r"=>\s*[{(\w]",
-        r"\brequire\(['\"]|\bmodule\.exports\b|\bconsole\.log\(|\bdocument\.\w|\bwindow\.\w",
-        r"^\s*(?:import|export) .{0,200}\bfrom ['\"]|^\s*export (?:default|const|function)\b",
-    ),
-    "cpp": (
-        r"^\s*#include <(?:iostream|string|vector|map|memory|algorithm|fstream)>",
-        r"\bstd::\w",
-        r"^\s*using namespace \w",
-    ),
-    "c": (
-        r"^\s*#include\s*[<\"][\w/]+\.h[>\"]",
-        r"^\s*(?:int|void|char|static|unsigned|size_t|struct \w+)\s+\**\w+\(.{0,300}\)\s*\{?\s*$",
-        r"\b(?:printf|malloc|strcpy|strcat|sprintf|scanf|gets|memcpy)\(",
-        r"^\s*(?:char|int|unsigned)\s+\*?\w+\[?\w*\]?\s*(?:=.*)?;",
-    ),
-}
-_COMPILED = {name: tuple(re.compile(p) for p in patterns) for name, patterns in _SIGNATURES.items()}
-_DECISIVE = (
-    ("php", re.compile(r"<\?(?:php\b|=)")),
-    ("bash", re.compile(r"^#!.*\b(?:ba|z|k)?sh\b")),
-    ("python", re.compile(r"^(?:#!.*\bpython|>>> )")),
-    ("javascript", re.compile(r"^#!.*\bnode\b")),
-)
-
-
-def guess_language(code: str) -> str | None:
-    """Guesses the language of code that carries no label.
-
-    Counts signatures over the first 200 lines of at most 400 characters. Conservative: two different signatures of one
-    language, and more than any other language has, or one that no other language shares.
-
-    Args:
-        code: A block's code.
-
-    Returns:
-        A canonical name, or None where nothing is clear.
-    """
-    lines = [line[:400] for line in code[:80_000].split("\n")[:200]]
-    for line in lines[:5]:
-        for name, pattern in _DECISIVE:
-            if pattern.search(line):
-                return name
-    scores: dict[str, int] = {}
-    for name, patterns in _COMPILED.items():
-        hits = sum(any(p.search(line) for line in lines) for p in patterns)
-        if hits:
-            scores[name] = hits
-    if "cpp" in scores:
-        scores["cpp"] += scores.pop("c", 0)
-    ranked = sorted(scores.items(), key=lambda item: -item[1])
-    if not ranked or (ranked[0][1] < 2 and len(ranked) > 1):
-        return None
-    if len(ranked) > 1 and ranked[0][1] == ranked[1][1]:
-        return None
-    return ranked[0][0]
