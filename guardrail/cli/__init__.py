@@ -1,4 +1,4 @@
-"""The command line: ``guardrail check | scan | scan-code | eval | serve | policy | rules | doctor``.
+"""The command line: ``guardrail check | scan | report | scan-code | eval | serve | policy | rules | doctor``.
 
 Exit codes, the same in every command:
 
@@ -23,7 +23,7 @@ import typer
 from typer.core import TyperGroup
 
 import guardrail
-from guardrail.cli import check, doctor, evaluate, policy, rules, scan, scan_code, serve
+from guardrail.cli import check, doctor, evaluate, policy, report, rules, scan, scan_code, serve
 from guardrail.cli.console import ExitCode, say_error
 from guardrail.errors import ConfigurationError, GuardrailError, InvalidInput
 
@@ -63,6 +63,7 @@ app = typer.Typer(
 )
 app.command("check")(check.check)
 app.command("scan")(scan.scan)
+app.command("report")(report.report)
 app.command("scan-code")(scan_code.scan_code)
 app.add_typer(evaluate.app, name="eval")
 app.command("serve")(serve.serve)

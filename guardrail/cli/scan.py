@@ -1,19 +1,19 @@
-"""``guardrail scan``: judges chat logs, row by row."""
+"""``guardrail scan``: judges chat logs, row by row, and goes on where it was stopped."""
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from guardrail.cli.console import (
-    STYLES,
     ExitCode,
     ModelOption,
     PolicyOption,
@@ -23,12 +23,14 @@ from guardrail.cli.console import (
     say,
     say_error,
 )
-from guardrail.errors import ConfigurationError, InvalidInput
+from guardrail.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
-    from guardrail.logscan import BadRow, ResultWriter, Row, ScanResult, Summary
+    from guardrail.logscan import Layout, Summary
+    from guardrail.logscan.inputs import Input
+    from guardrail.logscan.ledger import Ledger
+    from guardrail.logscan.ledger import Progress as Done
+    from guardrail.logscan.run import LineWriter
     from guardrail.pipeline import Guard
 
 __all__ = ["scan"]
@@ -37,11 +39,37 @@ _LINE_EVERY_S = 5.0
 
 
 def scan(
-    files: Annotated[list[Path], typer.Argument(help="JSON Lines or CSV files.", metavar="FILE...")],
+    files: Annotated[
+        list[str],
+        typer.Argument(help="JSON Lines, CSV, Parquet: files, folders, patterns, URLs, or -.", metavar="FILE..."),
+    ],
     output: Annotated[
         str | None,
-        typer.Option("--output", "-o", metavar="FILE|-", help="Write a JSON line for each row; - is stdout."),
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FILE|-",
+            help="Write each row's result: .jsonl, .jsonl.gz, .parquet, or - for stdout.",
+        ),
     ] = None,
+    turns: Annotated[
+        Literal["last", "all", "assistant"], typer.Option("--turns", help="Which messages of a chat are judged.")
+    ] = "last",
+    text_field: Annotated[
+        str | None, typer.Option("--text-field", metavar="COLUMN", help="The column to judge; default: found by name.")
+    ] = None,
+    role: Annotated[
+        Literal["user", "assistant"] | None, typer.Option("--role", help="Who wrote the column that is judged.")
+    ] = None,
+    keep_fields: Annotated[
+        str, typer.Option("--keep-fields", metavar="A,B", help="Columns that go into the results as they are.")
+    ] = "",
+    errors: Annotated[
+        str | None, typer.Option("--errors", metavar="FILE", help="Write place and reason of each bad row.")
+    ] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad row, with 2.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a scan that was stopped.")] = False,
+    restart: Annotated[bool, typer.Option("--restart", help="Start over, though one was stopped.")] = False,
     policy: PolicyOption = None,
     model: ModelOption = None,
     max_block_rate: Annotated[
@@ -51,236 +79,208 @@ def scan(
     allow_unjudged: Annotated[
         bool, typer.Option("--allow-unjudged", help="Exit with 0 though some rows could not be judged, not with 4.")
     ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as one JSON object.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no summary.")] = False,
 ) -> None:
-    """Judge the last message of each row of chat logs.
+    """Judge the rows of chat logs: of each its last message, or every turn.
 
-    A row holds OpenAI-style messages, or prompt and response, or text (and role).
+    A row holds messages, or conversations, or prompt and response, or text (and role), or the column you name.
     """
-    from guardrail.logscan import Summary
+    from guardrail.logscan import Layout, Turns
+    from guardrail.logscan.inputs import find_inputs
+    from guardrail.verdict import Role
 
-    _require_readable(files, output)
+    if resume and restart:
+        raise InvalidInput("--resume goes on and --restart starts over: give one of them")
+    if as_json and output == "-":
+        raise InvalidInput("--json and --output - both want standard output: write the results to a file")
+    layout = Layout(
+        turns=Turns(turns),
+        text_field=text_field,
+        role=Role(role) if role is not None else None,
+        keep=tuple(name.strip() for name in keep_fields.split(",") if name.strip()),
+    )
+    inputs = find_inputs(files)
+    _require_apart(inputs, output, errors)
     guard = build_guard(model=model, policy=policy)
-    summary = Summary()
+    ledger = _ledger_for(output, inputs, guard, layout, errors=errors, is_strict=strict)
+    done = _where_to_start(ledger, inputs, resume=resume, restart=restart)
     started = time.monotonic()
-    with ExitStack() as stack:
-        writer = _open_writer(output, stack)
-        progress = stack.enter_context(_progress_for(files, summary, quiet=quiet))
-        try:
-            for result in _results(files, guard):
-                if writer is not None:
-                    writer.write(result)
-                summary.add(result)
-                progress.advance(result.row)
-        except KeyboardInterrupt:
-            progress.stop()
-            kept = f"; their results are in {writer.writing_to}" if writer is not None and output != "-" else ""
-            say_error(f"interrupted after {summary.rows} rows{kept}")
-            raise typer.Exit(ExitCode.INTERRUPTED) from None
-        if writer is not None:
-            writer.commit()
-    if not quiet:
-        _show(summary, guard, time.monotonic() - started, err_console() if output == "-" else out_console())
-        if output not in (None, "-"):
-            say(f"results: {output}")
+    already = done.summary.rows if done is not None else 0
+    summary, repeats = _scan(
+        inputs, layout, guard, output, errors, ledger=ledger, done=done, is_strict=strict, is_quiet=quiet
+    )
+    figures = {"repeats": repeats, "rows": summary.rows - already, "elapsed_s": time.monotonic() - started}
+    _report(summary, guard, figures, output=output, as_json=as_json, is_quiet=quiet)
     _exit(summary, max_block_rate, allow_unjudged=allow_unjudged)
 
 
-def _require_readable(files: list[Path], output: str | None) -> None:
-    """Nothing is judged before all that was named is known to be there."""
-    for file in files:
-        if not file.exists():
-            raise InvalidInput(f"there is no file {file}")
-        if file.is_dir():
-            raise InvalidInput(f"{file} is a folder; name the files in it, e.g. {file}/*.jsonl")
-        if not os.access(file, os.R_OK):
-            raise InvalidInput(f"{file} cannot be read: permission denied")
-        if output not in (None, "-") and file.is_file() and Path(str(output)).exists() and file.samefile(str(output)):
-            raise InvalidInput(f"--output {output} is one of the files to scan")
+def _require_apart(inputs: Sequence[Input], output: str | None, errors: str | None) -> None:
+    """Nothing that is written may be what is read."""
+    written = {option: path for option, path in (("--output", output), ("--errors", errors)) if path not in (None, "-")}
+    for option, path in written.items():
+        for one in inputs:
+            if os.path.isfile(one.target) and os.path.exists(str(path)) and os.path.samefile(one.target, str(path)):
+                raise InvalidInput(f"{option} {path} is one of the files to scan")
+    if len(written) == 2 and os.path.realpath(str(output)) == os.path.realpath(str(errors)):
+        raise InvalidInput("--output and --errors name the same file")
 
 
-def _results(files: list[Path], guard: Guard) -> Iterator[ScanResult]:
-    from guardrail.logscan import scan as scan_rows
+def _ledger_for(
+    output: str | None, inputs: Sequence[Input], guard: Guard, layout: Layout, *, errors: str | None, is_strict: bool
+) -> Ledger | None:
+    from guardrail.logscan.ledger import Ledger, manifest_of
 
-    yield from scan_rows(_rows(files), guard)
-
-
-def _rows(files: list[Path]) -> Iterator[Row | BadRow]:
-    from guardrail.logscan import read_rows
-
-    for file in files:
-        try:
-            yield from read_rows(file)
-        except OSError as exc:
-            raise ConfigurationError(f"cannot read {file}: {exc.strerror}") from exc
+    if output in (None, "-") or (os.path.exists(str(output)) and not os.path.isfile(str(output))):
+        return None
+    return Ledger(str(output), manifest_of(guard, inputs, layout, errors=errors, is_strict=is_strict))
 
 
-class _StdoutWriter:
+def _where_to_start(ledger: Ledger | None, inputs: Sequence[Input], *, resume: bool, restart: bool) -> Done | None:
+    """How far an earlier scan came; None for the first row."""
+    if not resume:
+        if ledger is not None and not restart:
+            ledger.require_none()
+        return None
+    if ledger is None:
+        raise InvalidInput("--resume needs --output FILE: it goes on with the results that are there")
+    if streams := [one.name for one in inputs if not one.can_be_read_again]:
+        raise InvalidInput(f"--resume cannot work: nothing says whether {streams[0]} is what it was")
+    return ledger.resume()
+
+
+def _scan(
+    inputs: Sequence[Input],
+    layout: Layout,
+    guard: Guard,
+    output: str | None,
+    errors: str | None,
+    *,
+    ledger: Ledger | None,
+    done: Done | None,
+    is_strict: bool,
+    is_quiet: bool,
+) -> tuple[Summary, int]:
+    """Runs the scan to its end; returns the counts, and how many rows needed no judgement of their own."""
+    from guardrail.cli.scan_view import progress_for
+    from guardrail.logscan.engine import Judge
+    from guardrail.logscan.run import Pace, Sink, read_chunks, run
+    from guardrail.logscan.writer import AppendFile
+
+    if ledger is not None and done is not None and done.is_at_end and not ledger.has_partial:
+        ledger.end("complete", done)
+        return done.summary, 0
+    judge, pace, told = Judge(guard), Pace(), [""]
+    with ExitStack() as stack:
+        writer = _open_writer(output, stack, keep_bytes=done.output_bytes if done is not None else 0)
+        bad_rows = None
+        if errors is not None:
+            bad_rows = AppendFile(Path(errors), done.error_bytes if done is not None else 0)
+            stack.callback(bad_rows.close)
+        if ledger is not None and done is None:
+            ledger.begin()
+        already = done.summary.rows if done is not None else 0
+        progress = stack.enter_context(progress_for(inputs, already=already, is_quiet=is_quiet, every_s=_LINE_EVERY_S))
+        if already:
+            progress.tell(f"going on after {already:,} rows")
+
+        def tell_layout(file: str, words: str) -> None:
+            if words != told[0]:
+                progress.tell(f"{file}: reads {words}")
+                told[0] = words
+
+        sink = Sink(
+            writer,
+            errors=bad_rows,
+            ledger=ledger,
+            start=done,
+            advance=lambda chunk: progress.advance(chunk, sink.summary),
+        )
+        if done is None or not done.is_at_end:
+            chunks = read_chunks(inputs, layout, pace, start=done, is_strict=is_strict, tell_layout=tell_layout)
+            try:
+                run(chunks, judge, sink, pace)
+            except KeyboardInterrupt:
+                progress.stop()
+                at = sink.commit()
+                if ledger is not None:
+                    ledger.end("interrupted", at)
+                say_error(_interrupted(sink.summary, writer, ledger, inputs))
+                raise typer.Exit(ExitCode.INTERRUPTED) from None
+            except InvalidInput:  # a strict scan's first bad row: what came before it is kept
+                sink.commit()
+                raise
+        last = sink.commit(is_at_end=True)
+        if writer is not None:
+            writer.commit()
+        if ledger is not None:
+            ledger.end("complete", last)
+    return sink.summary, judge.repeats
+
+
+def _interrupted(summary: Summary, writer: _Writer | None, ledger: Ledger | None, inputs: Sequence[Input]) -> str:
+    message = f"interrupted after {summary.rows} rows"
+    if ledger is None or writer is None:
+        return message
+    message += f"; their results are in {writer.writing_to}"
+    if all(one.can_be_read_again for one in inputs):
+        message += "; the same command with --resume goes on"
+    return message
+
+
+class _Stdout:
     """Writes results to standard output."""
 
     writing_to = Path("-")
 
-    def write(self, result: ScanResult) -> None:
-        sys.stdout.buffer.write(result.to_json_line())
-
-    def commit(self) -> None:
+    def write(self, lines: bytes) -> None:
+        sys.stdout.buffer.write(lines)
         sys.stdout.buffer.flush()
 
+    def sync(self) -> int:
+        sys.stdout.buffer.flush()
+        return 0
 
-def _open_writer(output: str | None, stack: ExitStack) -> ResultWriter | _StdoutWriter | None:
+    def commit(self) -> None:
+        """Nothing is left to do."""
+
+
+if TYPE_CHECKING:
+    from guardrail.logscan import ResultWriter
+
+    _Writer = _Stdout | ResultWriter
+    _: type[LineWriter] = _Stdout
+
+
+def _open_writer(output: str | None, stack: ExitStack, *, keep_bytes: int) -> _Writer | None:
     from guardrail.logscan import ResultWriter
 
     if output is None:
         return None
-    return _StdoutWriter() if output == "-" else stack.enter_context(ResultWriter(output))
+    return _Stdout() if output == "-" else stack.enter_context(ResultWriter(output, keep_bytes))
 
 
-class _Progress:
-    """Says nothing; what the other two are to the scan."""
+def _report(
+    summary: Summary, guard: Guard, figures: dict[str, float], *, output: str | None, as_json: bool, is_quiet: bool
+) -> None:
+    from guardrail.cli.scan_view import show_summary, summary_dict
 
-    def __enter__(self) -> _Progress:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.stop()
-
-    def advance(self, row: Row | BadRow) -> None:
-        """Takes note that a row is done."""
-
-    def stop(self) -> None:
-        """Ends the display."""
-
-
-class _Lines(_Progress):
-    """A plain line every few seconds."""
-
-    def __init__(self, summary: Summary) -> None:
-        self._summary = summary
-        self._started = self._last = time.monotonic()
-
-    def advance(self, row: Row | BadRow) -> None:
-        now = time.monotonic()
-        if now - self._last >= _LINE_EVERY_S:
-            self._last = now
-            say(_state(self._summary, now - self._started))
-
-
-class _Bar(_Progress):
-    """A bar over the bytes of the files, for a terminal."""
-
-    def __init__(self, files: list[Path], summary: Summary, console: Console) -> None:
-        from rich.progress import (
-            BarColumn,
-            Progress,
-            SpinnerColumn,
-            TaskProgressColumn,
-            TextColumn,
-            TimeRemainingColumn,
-        )
-
-        self._summary = summary
-        self._started = time.monotonic()
-        self._sizes = {str(file): file.stat().st_size for file in files}
-        self._done_bytes = 0
-        self._file = ""
-        self._progress = Progress(
-            SpinnerColumn(),
-            BarColumn(bar_width=None),
-            TaskProgressColumn(),
-            TimeRemainingColumn(compact=True),
-            TextColumn("{task.fields[state]}"),
-            console=console,
-            transient=True,
-            expand=True,
-        )
-        # A pipe has no size to measure against.
-        total = sum(self._sizes.values()) if all(file.is_file() for file in files) else None
-        self._task = self._progress.add_task("", total=total, state="first rows")
-        self._progress.start()
-
-    def advance(self, row: Row | BadRow) -> None:
-        if row.file != self._file:
-            self._done_bytes += self._sizes.get(self._file, 0)
-            self._file = row.file
-        state = _state(self._summary, time.monotonic() - self._started)
-        self._progress.update(self._task, completed=self._done_bytes + row.end_byte, state=state)
-
-    def stop(self) -> None:
-        self._progress.stop()
-
-
-def _progress_for(files: list[Path], summary: Summary, *, quiet: bool) -> _Progress:
-    console = err_console()
-    if quiet:
-        return _Progress()
-    if console.is_terminal and not console.is_dumb_terminal:
-        return _Bar(files, summary, console)
-    return _Lines(summary)
-
-
-def _state(summary: Summary, elapsed_s: float) -> str:
-    rate = summary.rows / elapsed_s if elapsed_s > 0 else 0.0
-    errors = f", {summary.errors} bad" if summary.errors else ""
-    return f"{summary.rows:,} rows, {rate:,.0f}/s, {summary.blocked:,} blocked{errors}"
-
-
-def _show(summary: Summary, guard: Guard, elapsed_s: float, console: Console) -> None:
-    from rich import box
-    from rich.table import Table
-
-    from guardrail.taxonomy import HazardCategory
-    from guardrail.verdict import Action
-
-    decided = summary.rows - summary.errors
-    code = "code examined" if guard.scans_code else "code not examined"
-    console.print(f"judged by {guard.source}, {code}", markup=False, soft_wrap=True)
-    console.print(f"policy {guard.policy.name} ({guard.policy.hash})", markup=False)
-
-    def table(*columns: str) -> Table:
-        made = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        made.add_column(columns[0])
-        for column in columns[1:]:
-            made.add_column(column, justify="right")
-        return made
-
-    decisions = table("decision", "rows", "share")
-    for action in Action:
-        count = summary.decisions[action]
-        share = f"{count / decided:.1%}" if decided else "-"
-        decisions.add_row(action.value, f"{count:,}", share, style=STYLES[action.value] if count else "dim")
-    console.print(decisions)
-    if summary.categories:
-        hazards = table("hazard category", "rows", "blocked")
-        for category in HazardCategory:
-            if summary.categories[category]:
-                named, withheld = summary.categories[category], summary.withheld[category]
-                hazards.add_row(category.title, f"{named:,}", f"{withheld:,}")
-        console.print(hazards)
-    if summary.weaknesses:
-        weaknesses = table("weakness in code", "findings")
-        for (cwe, severity), count in summary.weaknesses.most_common():
-            weaknesses.add_row(f"{cwe} ({severity.value})", f"{count:,}")
-        console.print(weaknesses)
-    rate = summary.rows / elapsed_s if elapsed_s > 0 else 0.0
-    totals = table("total", "")
-    totals.add_row("rows", f"{summary.rows:,}")
-    totals.add_row("blocked or to retry", f"{summary.block_rate:.1%}")
-    totals.add_row("unverified", f"{summary.unverified:,}", style="yellow" if summary.unverified else None)
-    if summary.unscanned:
-        totals.add_row("with code in languages without rules", f"{summary.unscanned:,}", style="yellow")
-    totals.add_row("bad rows", f"{summary.errors:,}", style="yellow" if summary.errors else None)
-    totals.add_row("seconds", f"{elapsed_s:.1f}")
-    totals.add_row("rows per second", f"{rate:,.0f}")
-    console.print(totals)
+    if as_json:
+        made = summary_dict(summary, guard, **figures)  # type: ignore[arg-type]
+        sys.stdout.write(json.dumps({**made, "output": output}) + "\n")
+    elif not is_quiet:
+        console = err_console() if output == "-" else out_console()
+        show_summary(summary, guard, console, **figures)  # type: ignore[arg-type]
+    if not is_quiet and output not in (None, "-"):
+        say(f"results: {output}")
 
 
 def _exit(summary: Summary, max_block_rate: float | None, *, allow_unjudged: bool) -> None:
     for row in summary.first_errors:
         say(f"bad row {row.file}:{row.line}: {row.error}", style="yellow")
     if summary.errors > len(summary.first_errors):
-        say(
-            f"and {summary.errors - len(summary.first_errors):,} more bad rows; --output lists them all", style="yellow"
-        )
+        more = summary.errors - len(summary.first_errors)
+        say(f"and {more:,} more bad rows; --errors and --output list them all", style="yellow")
     if not summary.rows:
         say("there was no row in any file: nothing was judged", style="yellow")
     if max_block_rate is not None and summary.block_rate > max_block_rate:

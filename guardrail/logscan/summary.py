@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from guardrail.logscan.engine import ScanResult
 from guardrail.logscan.rows import BadRow
@@ -17,11 +19,12 @@ _SHOWN_BAD_ROWS = 5
 
 @dataclass(slots=True)
 class Summary:
-    """Counts of one scan.
+    """Counts of one scan; a row is a judged turn, where more than one of a log's row is judged.
 
     Attributes:
         rows: All rows, the bad ones included.
         errors: Bad rows: nothing of them could be judged.
+        empty: Rows of a log without a turn that was asked for; they are no rows here.
         unverified: Rows with a decision in which a classifier gave no answer.
         unscanned: Rows with code that no rule could examine.
         decisions: Action -> rows.
@@ -33,6 +36,7 @@ class Summary:
 
     rows: int = 0
     errors: int = 0
+    empty: int = 0
     unverified: int = 0
     unscanned: int = 0
     decisions: Counter[Action] = field(default_factory=Counter)
@@ -51,12 +55,19 @@ class Summary:
                 self.first_errors.append(result.row)
             return
         self.unverified += not result.is_judged
-        self.unscanned += any(verdict.unscanned for verdict in decision.verdicts)
         self.decisions[decision.action] += 1
-        self.categories.update(decision.categories)
-        if not decision.action.releases:
-            self.withheld.update(decision.categories)
-        self.weaknesses.update((finding.cwe, finding.severity) for finding in decision.findings)
+        for verdict in decision.verdicts:
+            if verdict.unscanned:
+                self.unscanned += 1
+                break
+        for verdict in decision.verdicts:
+            if verdict.categories:
+                self.categories.update(decision.categories)
+                if not decision.action.releases:
+                    self.withheld.update(decision.categories)
+                break
+        for finding in decision.findings:
+            self.weaknesses[finding.cwe, finding.severity] += 1
 
     @property
     def blocked(self) -> int:
@@ -73,3 +84,41 @@ class Summary:
     def unjudged(self) -> int:
         """Rows of which some judgement was lost: bad rows and unverified ones."""
         return self.errors + self.unverified
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the counts as JSON values."""
+        return {
+            "rows": self.rows,
+            "bad_rows": self.errors,
+            "empty_rows": self.empty,
+            "unverified": self.unverified,
+            "unscanned": self.unscanned,
+            "block_rate": self.block_rate,
+            "decisions": {action.value: self.decisions[action] for action in Action},
+            "categories": {
+                category.value: {"rows": self.categories[category], "blocked": self.withheld[category]}
+                for category in HazardCategory
+            },
+            "weaknesses": [
+                {"cwe": cwe, "severity": severity.value, "findings": count}
+                for (cwe, severity), count in sorted(self.weaknesses.items())
+            ],
+            "first_bad_rows": [{"file": row.file, "line": row.line, "error": row.error} for row in self.first_errors],
+        }
+
+    @classmethod
+    def from_dict(cls, counts: Mapping[str, Any]) -> Summary:
+        """Returns the summary that :meth:`to_dict` wrote, to count on."""
+        categories = {HazardCategory(name): count for name, count in counts["categories"].items()}
+        return cls(
+            counts["rows"],
+            counts["bad_rows"],
+            counts["empty_rows"],
+            counts["unverified"],
+            counts["unscanned"],
+            Counter({Action(name): count for name, count in counts["decisions"].items()}),
+            Counter({category: count["rows"] for category, count in categories.items() if count["rows"]}),
+            Counter({category: count["blocked"] for category, count in categories.items() if count["blocked"]}),
+            Counter({(w["cwe"], Severity(w["severity"])): w["findings"] for w in counts["weaknesses"]}),
+            [BadRow(None, row["file"], row["line"], 0, row["error"]) for row in counts["first_bad_rows"]],
+        )

@@ -13,6 +13,7 @@ import pytest
 
 from guardrail.errors import ClassificationError, ConfigurationError, InvalidInput
 from guardrail.logscan import BadRow, ResultWriter, Row, Summary, conversation_of, read_rows, readers, scan
+from guardrail.logscan.rows import content_hash
 from guardrail.pipeline import Guard
 from guardrail.policy import load_policy
 from guardrail.protocols import HazardClassifier
@@ -242,11 +243,14 @@ class TestScan:
         actions = [result.decision.action if result.decision else None for result in results]
         assert actions == [Action.ALLOW, None, Action.BLOCK, None, Action.ALLOW]
 
-    def test_a_result_is_the_id_and_the_decision_of_any_other_door(self, tmp_path: Path) -> None:
-        """The scanner adds nothing to a decision and takes nothing away."""
+    def test_a_result_is_the_rows_place_and_the_decision_of_any_other_door(self, tmp_path: Path) -> None:
+        """The scanner says where the row is from; to the decision it adds nothing, and takes nothing away."""
         judge = guard()
-        (result,) = scan(read_rows(jsonl(tmp_path / "a.jsonl", {"id": "r1", "text": "badword"})), judge)
-        assert result.to_dict() == {"id": "r1", **judge.check(Conversation.of("badword")).to_dict()}
+        path = jsonl(tmp_path / "a.jsonl", {"id": "r1", "text": "badword"})
+        (result,) = scan(read_rows(path), judge)
+        conversation = Conversation.of("badword")
+        place = {"id": "r1", "file": str(path), "line": 1, "turn": 1, "hash": content_hash(conversation)}
+        assert result.to_dict() == {**place, **judge.check(conversation).to_dict()}
         assert json.loads(result.to_json_line()) == result.to_dict()
 
     def test_a_bad_row_has_no_decision_that_could_be_read_as_allowed(self, tmp_path: Path) -> None:
@@ -298,7 +302,7 @@ class TestScan:
                 sizes.append(len(conversations))
                 return await super().classify(conversations)
 
-        rows = [Row(n, "f", n, n, Conversation.of("x" * 1_000_000)) for n in range(10)]
+        rows = [Row(n, "f", n, n, Conversation.of(f"{n}" * 1_000_000)) for n in range(10)]
         assert len(list(scan(rows, guard(Counting({}))))) == 10
         assert max(sizes) == 4
 
@@ -329,7 +333,7 @@ class TestResultWriter:
         output.write_text("earlier")
         (result,) = scan([Row(1, "f", 1, 1, Conversation.of("x"))], guard())
         with ResultWriter(output) as writer:
-            writer.write(result)
+            writer.write(result.to_json_line())
             assert output.read_text() == "earlier"
             writer.commit()
         assert json.loads(output.read_text())["id"] == 1
@@ -339,7 +343,7 @@ class TestResultWriter:
         """The partial file holds whole lines, under a name that says so."""
         (result,) = scan([Row(1, "f", 1, 1, Conversation.of("x"))], guard())
         with suppress(KeyboardInterrupt), ResultWriter(tmp_path / "out.jsonl") as writer:
-            writer.write(result)
+            writer.write(result.to_json_line())
             raise KeyboardInterrupt
         assert json.loads((tmp_path / "out.jsonl.partial").read_text())["id"] == 1
         assert not (tmp_path / "out.jsonl").exists()
