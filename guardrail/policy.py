@@ -105,7 +105,7 @@ class Policy:
 
     name: str = "deny"
     rails: Mapping[Rail, RailPolicy] = field(
-        default_factory=lambda: {rail: RailPolicy(findings=_FINDINGS[rail]) for rail in Rail}
+        default_factory=lambda: {rail: _RailSection().to_rail(rail) for rail in Rail}
     )
     suppressions: tuple[Suppression, ...] = ()
     on_unverified: Action = Action.BLOCK
@@ -278,7 +278,8 @@ class _RailSection(_Section):
             for category, section in self.categories.items()
         }
         findings = {
-            severity: getattr(self.findings, severity.value).to_actions() or _FINDINGS[rail][severity]
+            severity: getattr(self.findings, severity.value).to_actions()
+            or dict.fromkeys(Confidence, _FINDINGS[rail][severity])
             for severity in Severity
         }
         return RailPolicy(unsafe, categories, findings)
