@@ -24,6 +24,9 @@ BORDERLINE = (
     "medquad",
     "medsafety",
     "mlc_v05",
+    "own_hate_everyday",
+    "own_security_crime",
+    "own_violence_selfharm",
     "surge_toxicity",
     "toxigen_demos",
     "truthfulqa",
@@ -58,14 +61,14 @@ def borderline_fpr(scores: np.ndarray, examples: list[Example], threshold: float
 
 
 def calibrate(logits: np.ndarray, examples: list[Example]) -> tuple[np.ndarray, np.ndarray, dict[str, object]]:
-    """Fits each output, then moves the overall one so that 0.5 stands at the target false-positive rate.
+    """Fits the overall output, moves it so that 0.5 stands at the target rate, and fits the shares' temperature.
 
     Args:
-        logits: float [rows, 12], of the quantised network.
+        logits: float [rows, 12]: the overall logit, and the logarithm of each category's share.
         examples: The rows.
 
     Returns:
-        Scale and bias, float32 [12] each, and what was found.
+        Scale and bias, float32 [12] each (see ``network.Exported``), and what was found.
     """
     weights = source_weights(examples)
     unsafe = np.array([example.is_unsafe for example in examples])
@@ -79,12 +82,7 @@ def calibrate(logits: np.ndarray, examples: list[Example]) -> tuple[np.ndarray, 
         low, high = (low, middle) if borderline_fpr(found, examples, grid[middle]) <= TARGET_FPR else (middle + 1, high)
     threshold = float(grid[low])
     bias[0] = platt_bias - threshold
-    known = np.array([example.codes is not None for example in examples])
-    positives = {}
-    for index, code in enumerate(CODES, start=1):
-        target = np.array([bool(example.codes) and code in example.codes for example in examples])
-        positives[code] = int(target[known].sum())
-        scale[index], bias[index] = platt(logits[known, index], target[known], weights[known])
+    scale[1:] = sharpness(logits[:, 1:], examples)
     safe = ~unsafe
     return (
         scale,
@@ -96,6 +94,25 @@ def calibrate(logits: np.ndarray, examples: list[Example]) -> tuple[np.ndarray, 
             "all_safe_fpr": round(float((found[safe] >= threshold).mean()), 4),
             "recall": round(float((found[unsafe] >= threshold).mean()), 4),
             "platt_probability_at_threshold": round(1 / (1 + float(np.exp(-threshold))), 4),
-            "category_positives": positives,
+            "category_positives": {code: sum(code in (e.codes or ()) for e in examples) for code in CODES},
         },
     )
+
+
+def sharpness(shares: np.ndarray, examples: list[Example]) -> float:
+    """The factor on the logarithms of the shares under which the unsafe rows' first categories are likeliest.
+
+    Every category counts alike, as it does where the category layer is fitted.
+    """
+    named = [row for row, example in enumerate(examples) if example.is_unsafe and example.codes]
+    first = np.array([CODES.index((examples[row].codes or ())[0]) for row in named])
+    each = 1.0 / np.bincount(first, minlength=len(CODES))[first]
+    each /= each.sum()
+
+    def loss(factor: float) -> float:
+        values = factor * shares[named]
+        top = values.max(1)
+        total = top + np.log(np.exp(values - top[:, None]).sum(1))
+        return float((each * (total - values[np.arange(len(named)), first])).sum())
+
+    return min(np.arange(0.1, 4.05, 0.05).tolist(), key=loss)

@@ -144,7 +144,7 @@ FIGURES = [
 FIGURE_FRAMES = ["How do I {}?", "What is the best way to {}?", "I need tips to {}.", "Please explain how to {}."]
 
 
-def contrast_examples(seed: int, *, safe_count: int = 1500, unsafe_count: int = 260) -> list[Example]:
+def contrast_examples(seed: int, *, safe_count: int = 800, unsafe_count: int = 260) -> list[Example]:
     """Returns a fixed sample of the sentences; every one of the figurative uses is in it."""
     pick = random.Random(seed)
     topics = [(code, topic) for code, names in TOPICS.items() for topic in names]

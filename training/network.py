@@ -63,13 +63,17 @@ class Network(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor, *, frozen_layers: int = 0) -> Tensor:
         """input_ids, token_type_ids, mask: int64 [batch, tokens]; mask is 1 on tokens. Returns float32 [batch, 12]."""
+        return self.head(self.encode(input_ids, token_type_ids, mask, frozen_layers=frozen_layers))
+
+    def encode(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor, *, frozen_layers: int = 0) -> Tensor:
+        """What the head reads: float32 [batch, 2 * width]."""
         bias = (1.0 - mask[:, None, None, :].float()) * -1e9
         with torch.set_grad_enabled(frozen_layers == 0 and torch.is_grad_enabled()):
             hidden = self.embed(self.words(input_ids), token_type_ids)
         for index, layer in enumerate(self.layers):
             with torch.set_grad_enabled(index >= frozen_layers and torch.is_grad_enabled()):
                 hidden = layer(hidden, bias)
-        return self.head(pool(hidden, token_type_ids, mask))
+        return pool(hidden, token_type_ids, mask)
 
 
 def pool(hidden: Tensor, token_type_ids: Tensor, mask: Tensor) -> Tensor:
@@ -81,11 +85,16 @@ def pool(hidden: Tensor, token_type_ids: Tensor, mask: Tensor) -> Tensor:
 
 
 class Exported(nn.Module):
-    """What is shipped: no padding, word vectors in int8 with one scale a row, probabilities out."""
+    """What is shipped: no padding, word vectors in int8 with one scale a row, probabilities out.
 
-    def __init__(self, network: Network) -> None:
+    Overall: sigmoid(scale * z + bias), z the head's first logit. A category: the overall probability times its share,
+    softmax(scale * v + bias) over the category layer's values v.
+    """
+
+    def __init__(self, network: Network, categories: nn.Linear) -> None:
         super().__init__()
         self.network = network
+        self.categories = categories
         table = network.words.weight.detach()
         scale = table.abs().amax(1, keepdim=True).clamp_min(1e-8) / 127.0
         self.register_buffer("table", (table / scale).round().to(torch.int8))
@@ -99,8 +108,11 @@ class Exported(nn.Module):
         hidden = self.network.embed(words, token_type_ids)
         for layer in self.network.layers:
             hidden = layer(hidden, None)
-        logits = self.network.head(pool(hidden, token_type_ids, torch.ones_like(input_ids)))
-        return torch.sigmoid(logits * self.calibration_scale + self.calibration_bias)
+        read = pool(hidden, token_type_ids, torch.ones_like(input_ids))
+        raw = torch.cat([self.network.head(read)[:, :1], self.categories(read)], 1)
+        raw = raw * self.calibration_scale + self.calibration_bias
+        overall, shares = raw[:, :1].sigmoid(), raw[:, 1:].softmax(-1)
+        return torch.cat([overall, overall * shares], 1)
 
 
 def load_network(weights: Path) -> Network:

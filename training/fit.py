@@ -1,0 +1,153 @@
+"""Rows -> windows -> batches -> weights: how the network learns.
+
+The upper four layers and the head learn, the lower layers more slowly; word vectors, places and the lowest two layers
+stay as they are. Each pass sees other surface variants of the texts and other windows of rows among harmless text.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from augment import varied
+from dilute import diluted
+from network import LAYERS, Network
+from rows import CODES, Example
+from tokenizers import Tokenizer
+from torch import nn
+
+from guardrail.models.embedded import MAX_CONTEXT_TOKENS, Window, frame, tokenise
+
+FROZEN_LAYERS = 2
+TEXT_TOKENS = 80  # of a row, while learning; the runtime's windows hold 192
+BATCH = 32
+LEARNING_RATE, HEAD_LEARNING_RATE = 1.5e-4, 8e-4
+LAYER_DECAY = 0.8  # of the learning rate from a layer to the one below
+CATEGORY_WEIGHT = 0.3  # of the sum over categories, beside the overall loss
+SMOOTHING = 0.03
+DILUTED_SHARE = 0.04  # windows of rows among harmless text, as a share of the rows
+
+
+def window_of(tokenizer: Tokenizer, example: Example, limit: int, text: str | None = None) -> Window:
+    """Puts a row, or a variant of its text, into the runtime's input form, cut to its first tokens."""
+    judged = tokenise(tokenizer, example.text if text is None else text)[:limit]
+    context = None if example.prompt is None else tokenise(tokenizer, example.prompt)[-MAX_CONTEXT_TOKENS:]
+    return frame(judged, context=context, is_assistant=example.is_assistant)
+
+
+def batches(windows: list[Window], pick: random.Random) -> list[list[int]]:
+    """Groups rows of like length, in random order."""
+    order = list(range(len(windows)))
+    pick.shuffle(order)
+    pools = [order[start : start + 50 * BATCH] for start in range(0, len(order), 50 * BATCH)]
+    made = []
+    for rows in pools:
+        rows.sort(key=lambda row: len(windows[row].input_ids))
+        made += [rows[start : start + BATCH] for start in range(0, len(rows), BATCH)]
+    pick.shuffle(made)
+    return made
+
+
+def tensors(windows: list[Window]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Pads windows to one length: input ids, token types and mask, int64 [batch, tokens] each."""
+    length = max(len(window.input_ids) for window in windows)
+    ids, kinds, mask = (torch.zeros(len(windows), length, dtype=torch.long) for _ in range(3))
+    for row, window in enumerate(windows):
+        size = len(window.input_ids)
+        ids[row, :size] = torch.tensor(window.input_ids)
+        kinds[row, :size] = torch.tensor(window.token_type_ids)
+        mask[row, :size] = 1
+    return ids, kinds, mask
+
+
+def rarity(examples: list[Example]) -> dict[str, float]:
+    """Weight of a category's positive rows: rare categories count more, at most threefold."""
+    counts = {code: 1 + sum(code in (e.codes or ()) for e in examples) for code in CODES}
+    middle = float(np.median(list(counts.values())))
+    return {code: float(np.clip((middle / count) ** 0.5, 0.5, 3.0)) for code, count in counts.items()}
+
+
+def targets(examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Targets and weights, float32 [rows, 12] each; an unknown category has weight 0."""
+    wanted = torch.zeros(len(examples), 12)
+    weight = torch.zeros(len(examples), 12)
+    rare = rarity(examples)
+    for row, example in enumerate(examples):
+        wanted[row, 0], weight[row, 0] = float(example.is_unsafe), example.weight
+        if example.codes is not None:
+            weight[row, 1:] = CATEGORY_WEIGHT * example.weight
+            for code in example.codes:
+                wanted[row, 1 + CODES.index(code)] = 1.0
+                weight[row, 1 + CODES.index(code)] *= rare[code]
+    wanted[:, 0] = wanted[:, 0] * (1 - 2 * SMOOTHING) + SMOOTHING
+    return wanted, weight
+
+
+def parameter_groups(network: Network) -> tuple[list[dict[str, object]], list[float]]:
+    """Parameters that learn, with their highest learning rates, from the lowest layer up to the head."""
+    network.requires_grad_(False)
+    learning = [*network.layers[FROZEN_LAYERS:], network.head]
+    for part in learning:
+        part.requires_grad_(True)
+    rates = [LEARNING_RATE * LAYER_DECAY ** (LAYERS - 1 - index) for index in range(FROZEN_LAYERS, LAYERS)]
+    return [{"params": list(part.parameters())} for part in learning], [*rates, HEAD_LEARNING_RATE]
+
+
+def train(network: Network, tokenizer: Tokenizer, examples: list[Example], *, epochs: int, seed: int) -> float:
+    """Fits the network; returns the mean loss of the last tenth."""
+    groups, rates = parameter_groups(network)
+    learned = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.01, fused=True)
+    pick = random.Random(seed)
+    extra = int(DILUTED_SHARE * len(examples))
+    steps = epochs * (-(-(len(examples) + 2 * (extra // 2)) // BATCH) + 1)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, rates, total_steps=steps, pct_start=0.08, cycle_momentum=False
+    )
+    network.train()
+    network.layers[:FROZEN_LAYERS].eval()
+    losses: list[float] = []
+    started = time.perf_counter()
+    for epoch in range(epochs):
+        windows = [window_of(tokenizer, e, TEXT_TOKENS, varied(e.text, pick)) for e in examples]
+        more_windows, more = diluted(tokenizer, examples, extra, seed + epoch)
+        windows += more_windows
+        wanted, weight = targets(examples + more)
+        for rows in batches(windows, pick):
+            logits = network(*tensors([windows[row] for row in rows]), frozen_layers=FROZEN_LAYERS)
+            loss = nn.functional.binary_cross_entropy_with_logits(
+                logits, wanted[rows], weight[rows], reduction="sum"
+            ) / len(rows)
+            optimiser.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(learned, 1.0)
+            optimiser.step()
+            schedule.step()
+            losses.append(loss.item())
+            if len(losses) % 50 == 0:
+                seconds = time.perf_counter() - started
+                print(f"step {len(losses)}/{steps} loss {np.mean(losses[-50:]):.4f} {seconds:.0f} s", flush=True)
+    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
+
+
+def trained(
+    network: Network, tokenizer: Tokenizer, learn: list[Example], *, epochs: int, seed: int, kept: Path | None
+) -> tuple[float, float]:
+    """Trains the network, or reads the weights that an earlier call kept.
+
+    Returns:
+        The last loss, and the seconds it took.
+    """
+    if kept is not None and kept.exists():
+        found = torch.load(kept)
+        network.load_state_dict(found["network"])
+        return found["loss"], found["seconds"]
+    started = time.perf_counter()
+    loss = train(network, tokenizer, learn, epochs=epochs, seed=seed)
+    seconds = time.perf_counter() - started
+    if kept is not None:
+        torch.save({"network": network.state_dict(), "loss": loss, "seconds": seconds}, kept)
+    return loss, seconds
