@@ -33,6 +33,7 @@ FLOORS: list[set[str]] = [
     {"decorator"},
     {"_pb"},
     {"wire"},
+    {"serving"},
     {"server", "client", "logscan"},
     {"evaluation"},
     {"cli"},
