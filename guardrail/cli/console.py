@@ -41,7 +41,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="NAME",
-        help="auto, embedded, llama-guard-2, llama-guard-3, or a plug-in's name.",
+        help="auto, embedded, llama-guard-2, llama-guard-3, cascade, or a plug-in's name.",
         show_default="auto",
     ),
 ]
