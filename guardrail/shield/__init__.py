@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from guardrail.errors import ScanError
 from guardrail.verdict import Finding
 
-__all__ = ["PartialScan"]
+__all__ = ["PartialScan", "TooSlow"]
 
 
 class PartialScan(ScanError):
@@ -23,3 +23,7 @@ class PartialScan(ScanError):
 
     def __reduce__(self) -> tuple[type[PartialScan], tuple[str, tuple[Finding, ...]]]:
         return (PartialScan, (str(self), self.findings))
+
+
+class TooSlow(ScanError):
+    """A scan took longer than scans of as much code usually do."""

@@ -21,13 +21,15 @@ from collections.abc import Container, Sequence
 from pathlib import Path
 
 from guardrail.errors import ScanError
+from guardrail.shield import TooSlow
 from guardrail.shield.report import Run, read_report
 from guardrail.shield.rulebook import Rulebook
 from guardrail.shield.targets import LANGUAGES, Target, encode
 
 __all__ = ["kill_group", "make_environment", "scan_files"]
 
-_FILE_TIMEOUT_S = 5  # one rule on one file; semgrep's own default
+_RULE_S = 2  # one rule on one file, where a hundredth is usual; the first that takes longer ends the file
+_RUN_S, _FILE_S, _CHARS_S = 5.0, 0.1, 20_000  # what takes longer than this is not usual: for a run, a file, characters
 _LEAST_S = 0.2  # too little to run a half again in
 
 
@@ -40,7 +42,7 @@ def scan_files(
     deadline: float,
     cancelled: threading.Event,
 ) -> Run:
-    """Scans files; where a run fails, each half of them, so that one file fails alone.
+    """Scans files; where a run of several fails, each half of them, so that one file fails alone.
 
     Args:
         executable: ``semgrep-core``, which is ``osemgrep`` when called so.
@@ -52,17 +54,21 @@ def scan_files(
 
     Returns:
         What was reported; ``failed`` says why for files whose run failed.
+
+    Raises:
+        TooSlow: If several files took longer than usual: one of them holds up the others.
     """
     left_s = deadline - time.monotonic()
+    usual_s = _RUN_S + _FILE_S * len(targets) + sum(len(target.body) for target in targets) / _CHARS_S
     try:
-        return _run(executable, rulebook, targets, only, left_s if len(targets) == 1 else left_s / 2, cancelled)
+        return _run(executable, rulebook, targets, only, min(left_s, usual_s), cancelled)
     except ScanError as error:
+        if isinstance(error, TooSlow) and len(targets) > 1:
+            raise
         if len(targets) == 1 or deadline - time.monotonic() <= _LEAST_S or cancelled.is_set():
             return Run(failed={target.name: str(error) for target in targets})
     middle = len(targets) // 2
-    # The first half may use half of the time that is left; the other gets the rest.
-    half = time.monotonic() + (deadline - time.monotonic()) / 2
-    first = scan_files(executable, rulebook, targets[:middle], only=only, deadline=half, cancelled=cancelled)
+    first = scan_files(executable, rulebook, targets[:middle], only=only, deadline=deadline, cancelled=cancelled)
     return first | scan_files(executable, rulebook, targets[middle:], only=only, deadline=deadline, cancelled=cancelled)
 
 
@@ -119,7 +125,7 @@ def _call(executable: Path, folder: Path, timeout_s: float, cancelled: threading
         *("osemgrep", "scan", "--experimental", "--json", "--quiet", "--metrics=off", "--disable-version-check"),
         *("--disable-nosem", "--no-git-ignore", "--novcs", "--no-rewrite-rule-ids"),
         *("--no-exclude-binary-files", "--no-exclude-minified-files", "--max-target-bytes", "0"),
-        *("--timeout", str(_FILE_TIMEOUT_S), "-j", "1", "--config", "rules.json", "code"),
+        *("--timeout", str(_RULE_S), "--timeout-threshold", "1", "-j", "1", "--config", "rules.json", "code"),
     ]
     with (folder / "report.json").open("w+b") as report:
         process = subprocess.Popen(  # noqa: S603  # fixed arguments; the code travels in files
@@ -151,7 +157,7 @@ def _wait(process: subprocess.Popen[bytes], timeout_s: float, cancelled: threadi
         if cancelled.is_set():
             raise ScanError("the scan was cancelled")
         if time.monotonic() > limit:
-            raise ScanError(f"semgrep took longer than {timeout_s:.1f} s; raise timeout_s or scan less code")
+            raise TooSlow(f"semgrep took longer than {timeout_s:.1f} s; raise timeout_s or scan less code")
         cancelled.wait(pause)
         pause = min(pause * 1.5, 0.05)
     return code

@@ -64,6 +64,7 @@ class Run:
         matches: What matched in them, canaries included.
         losses: What parsing lost, or what else kept semgrep from doing all it was asked.
         scraps: Files of which parsing lost too little to hold a weakness.
+        exhausted: Files on which a rule ran out of time or memory.
         failed: Why a file's run as a whole gave nothing.
     """
 
@@ -71,6 +72,7 @@ class Run:
     matches: dict[str, list[Match]] = field(default_factory=dict)
     losses: dict[str, str] = field(default_factory=dict)
     scraps: set[str] = field(default_factory=set)
+    exhausted: set[str] = field(default_factory=set)
     failed: dict[str, str] = field(default_factory=dict)
 
     def __or__(self, other: Run) -> Run:
@@ -79,6 +81,7 @@ class Run:
             self.matches | other.matches,
             self.losses | other.losses,
             self.scraps | other.scraps,
+            self.exhausted | other.exhausted,
             self.failed | other.failed,
         )
 
@@ -155,11 +158,16 @@ def read_report(output: bytes, targets: Sequence[Target]) -> Run:
                 run.scraps.add(name)
             else:
                 run.losses[name] = f"semgrep reported {_kind(error)!r}"
+            if _kind(error) in _EXHAUSTED:
+                run.exhausted.add(name)
     except (ValueError, KeyError, TypeError, AttributeError) as exc:
         raise ScanError(f"expected a JSON report from semgrep, got {len(output)} bytes that are not one") from exc
     if not run.scanned:
         raise ScanError(f"semgrep reported that it scanned 0 of {len(targets)} files")
     return run
+
+
+_EXHAUSTED = ("Timeout", "Out of memory", "OutOfMemory", "Stack overflow", "StackOverflow")
 
 
 def _kind(error: dict[str, Any]) -> str:

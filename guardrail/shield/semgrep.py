@@ -12,6 +12,14 @@ From the second call on there are two shorter ways. A block in which no rule can
 done; a few blocks at a time go to processes that keep running (:mod:`guardrail.shield.warm`). Both are started in the
 background; until they are there, and for whatever they cannot do, a process is started for the call
 (:mod:`guardrail.shield.oneshot`). All ways give the same result for the same code.
+
+::
+
+    blocks ─▶ remembered? ─▶ gate ─▶ warm ─▶ processes for many blocks ─▶ results
+                                      └─ too long, or took too long ─▶ the slow lane: one process, one block
+
+A block that is long or slow has a lane of its own and a few seconds in it, so that code which was written to hold up a
+scanner holds up its own message alone: what is not understood by then is unverified, with what was found so far.
 """
 
 from __future__ import annotations
@@ -29,7 +37,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from guardrail.errors import ScanError
-from guardrail.shield import PartialScan
+from guardrail.shield import PartialScan, TooSlow
 from guardrail.shield.gate import Gate
 from guardrail.shield.install import find_semgrep, read_version
 from guardrail.shield.oneshot import scan_files
@@ -44,6 +52,10 @@ __all__ = ["SemgrepScanner"]
 logger = logging.getLogger(__name__)
 
 _CACHE_SIZE = 4096
+_THREADS = 8  # they mostly wait for semgrep processes, of which there are few
+_SLOW_S = 5.0  # of the slow lane, for a block of a few lines
+_SLOW_CHARS_S = 20_000  # each so many characters of it have a second more
+_MOST_FINDINGS = 500  # of a block; a block with more is not worth reading on
 _FEW_BLOCKS = 16  # more of them are faster in one process that is started for them
 _ROUNDS = ((0, 1), (1, 4), (4, None))  # how many of a block's files are scanned together
 _MOST_BLOCKS = 200
@@ -55,13 +67,14 @@ _BLOCK_S = 0.1
 class SemgrepScanner:
     """Scans code blocks with semgrep; implements ``CodeScanner``.
 
-    Safe to use from any thread and any event loop; at most two semgrep processes run at a time.
+    Safe to use from any thread and any event loop; beside the workers at most three semgrep processes run at a time.
 
     Args:
         executable: A ``semgrep`` command, or a folder that ``pip install --target`` filled; None looks for the
             installed package, then on ``PATH``.
         rules: The rules; None for those of this package.
         timeout_s: Seconds for one call of :meth:`scan`, waiting for its turn included; each block adds a tenth of one.
+            Below the 30 s of the default policy, so that one block out of time is not a whole check out of time.
         workers: Semgrep processes that are kept running, 100 MB each, and one more in reserve; None means one a core,
             at most two; 0 means none.
         every_rule: Whether a finding is kept where a weightier one names the same weakness at the same place.
@@ -75,7 +88,7 @@ class SemgrepScanner:
         *,
         executable: str | None = None,
         rules: Rulebook | None = None,
-        timeout_s: float = 30.0,
+        timeout_s: float = 20.0,
         workers: int | None = None,
         every_rule: bool = False,
     ) -> None:
@@ -88,8 +101,9 @@ class SemgrepScanner:
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[str, str], Result] = OrderedDict()  # guarded by _lock
         self._size = min(2, os.cpu_count() or 1) if workers is None else workers
-        self._pool = ThreadPoolExecutor(max_workers=max(2, self._size), thread_name_prefix="guardrail-semgrep")
+        self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="guardrail-semgrep")
         self._runs = ThreadPoolExecutor(max_workers=2, thread_name_prefix="guardrail-semgrep-run")
+        self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guardrail-semgrep-slow")
         self._calls = 0  # guarded by _lock
         self._gate: Gate | None = None
         self._workers: Workers | None = None
@@ -113,14 +127,22 @@ class SemgrepScanner:
         """
         if not blocks:
             return []
+        deadline = time.monotonic() + self._timeout_s + _BLOCK_S * len(blocks)
         cancelled = threading.Event()
-        limit_s = self._timeout_s + _BLOCK_S * len(blocks)
-        future = self._pool.submit(self._scan_blocking, list(blocks), time.monotonic() + limit_s, cancelled)
+        keys = [(block.language or "", hashlib.sha256(encode(block.code)).hexdigest()) for block in blocks]
+        results, missing = self._look_up(keys, blocks)
         try:
-            return await asyncio.wrap_future(future)
+            if missing:
+                first = self._pool.submit(self._examine, list(missing.values()), deadline, cancelled)
+                jobs = await asyncio.wrap_future(first)
+                for i, job in enumerate(jobs):
+                    if not job.is_done:  # one at a time, so that callers take turns
+                        jobs[i] = await self._wait_for_slow(job, deadline, cancelled)
+                results |= self._take(list(missing), jobs)
         except asyncio.CancelledError:
             cancelled.set()
             raise
+        return [self._for_block(block, results[key]) for key, block in zip(keys, blocks, strict=True)]
 
     def start(self, *, wait_s: float = 0.0) -> bool:
         """Starts what makes scans short, in the background; more calls only wait.
@@ -161,12 +183,20 @@ class SemgrepScanner:
             if self._size:
                 self._workers = Workers(self._core, self._rulebook, size=self._size)
 
-    # -- everything below runs in a thread of the pool
+    async def _wait_for_slow(self, job: _Job, deadline: float, cancelled: threading.Event) -> _Job:
+        """Has a block scanned in the slow lane; at the deadline it is unverified, with what was found so far."""
+        scan = self._slow.submit(self._scan_slow, job, deadline, cancelled)
+        await asyncio.wait([asyncio.wrap_future(scan)], timeout=max(0.0, deadline - time.monotonic()))
+        if scan.done():
+            scan.result()
+            return job
+        scan.cancel()
+        return _Job(job.code, job.targets, hits=set(job.hits), is_lost=True)  # its own: the scan may still write
 
-    def _scan_blocking(
-        self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event
-    ) -> list[list[Finding] | ScanError]:
-        keys = [(block.language or "", hashlib.sha256(encode(block.code)).hexdigest()) for block in blocks]
+    def _look_up(
+        self, keys: Sequence[tuple[str, str]], blocks: Sequence[CodeBlock]
+    ) -> tuple[dict[tuple[str, str], Result], dict[tuple[str, str], CodeBlock]]:
+        """Returns the results that are known, and one block for each that is not."""
         results: dict[tuple[str, str], Result] = {}
         missing: dict[tuple[str, str], CodeBlock] = {}
         with self._lock:
@@ -180,45 +210,62 @@ class SemgrepScanner:
                     missing[key] = block
             self._calls += bool(missing)
             is_first = self._calls <= 1
-        if missing:
-            if not is_first:  # a program that scans once has no use for it
-                self.start()
-            fresh, lasting = self._examine(list(missing.values()), deadline, cancelled)
-            with self._lock:
-                for key, result, is_lasting in zip(missing, fresh, lasting, strict=True):
-                    results[key] = result
-                    if is_lasting:
-                        self._cache[key] = result
-                while len(self._cache) > _CACHE_SIZE:
-                    self._cache.popitem(last=False)
-        return [self._for_block(block, results[key]) for key, block in zip(keys, blocks, strict=True)]
+        if missing and not is_first:  # a program that scans once has no use for it
+            self.start()
+        return results, missing
 
-    def _examine(
-        self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event
-    ) -> tuple[list[Result], list[bool]]:
-        """Scans code; also says which results would be the same next time."""
+    def _take(self, keys: Sequence[tuple[str, str]], jobs: Sequence[_Job]) -> dict[tuple[str, str], Result]:
+        """Returns the results of jobs, and remembers those that would be the same next time."""
+        results = {
+            key: Result(tuple(sorted(job.hits, key=in_order)), job.failure) for key, job in zip(keys, jobs, strict=True)
+        }
+        with self._lock:
+            self._cache.update((key, results[key]) for key, job in zip(keys, jobs, strict=True) if not job.is_lost)
+            while len(self._cache) > _CACHE_SIZE:
+                self._cache.popitem(last=False)
+        return results
+
+    # -- everything below runs in a thread of a pool
+
+    def _examine(self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event) -> list[_Job]:
+        """Scans code; what is left undone is for the slow lane."""
         if len(blocks) > _FEW_BLOCKS:
             self._start_warming().join(max(0.0, deadline - time.monotonic()))  # the gate saves more than it costs
         jobs = [_Job(block.code, make_targets(block, f"a{i}x")) for i, block in enumerate(blocks)]
         for job in jobs:
             job.rule_ids = self._candidates(job.targets)
-            job.is_done = job.rule_ids == []
+            if job.rule_ids == []:
+                job.pass_as(set())
+            job.is_slow = len(encode(job.code)) > MAX_BYTES
         if sum(not job.is_done for job in jobs) <= _FEW_BLOCKS:
             for job in jobs:
-                if not job.is_done and not cancelled.is_set():
+                if not job.is_done and not job.is_slow and not cancelled.is_set():
                     self._scan_warm(job, deadline)
-        self._scan_apart([job for job in jobs if not job.is_done], deadline, cancelled)
+        self._scan_apart([job for job in jobs if not job.is_done and not job.is_slow], deadline, cancelled)
         for job in jobs:
-            if (
-                job.failure
-                and not job.is_lost
-                and job.rule_ids is None
-                and self._is_beyond_rules(job.targets, deadline)
-            ):
-                job.failure, job.hits = "", set()
-        return [Result(tuple(sorted(job.hits, key=in_order)), job.failure) for job in jobs], [
-            not job.is_lost for job in jobs
-        ]
+            self._excuse(job, deadline)
+            job.is_done |= not job.is_slow
+        return jobs
+
+    def _excuse(self, job: _Job, deadline: float) -> None:
+        """Clears a block that was not understood, and in which no rule can match however it reads."""
+        if job.failure and not job.is_lost and job.rule_ids is None and self._is_beyond_rules(job.targets, deadline):
+            job.pass_as(set())
+
+    def _scan_slow(self, job: _Job, deadline: float, cancelled: threading.Event) -> None:
+        """Scans one block by itself, within its time."""
+        limit = min(deadline, time.monotonic() + _SLOW_S + len(job.code) / _SLOW_CHARS_S)
+        for first, last in _ROUNDS:
+            targets = job.targets[first:last]
+            if not targets or job.is_done:
+                continue
+            try:
+                run = self._run_files([job], targets, limit, cancelled)
+            except TooSlow as exc:
+                job.give_up(str(exc))
+                break
+            job.take(run, targets, self._rulebook.rules)
+        self._excuse(job, deadline)
 
     def _is_beyond_rules(self, targets: Sequence[Target], deadline: float) -> bool:
         """Tells of a block that was not understood what the gate would have told before, had it been there."""
@@ -234,7 +281,10 @@ class SemgrepScanner:
         return sorted(set(gate.candidates(targets[0].body, languages)))
 
     def _scan_warm(self, job: _Job, deadline: float) -> None:
-        """Scans a block's files in turn until one is read as a whole; leaves the job undone where none was."""
+        """Scans a block's files in turn until one is read as a whole; leaves the job undone where none was.
+
+        A file that takes too long is slow in each of its forms: the rest is for the slow lane.
+        """
         workers = self._workers
         if workers is None or job.rule_ids is None:
             return
@@ -242,52 +292,74 @@ class SemgrepScanner:
         for target in job.targets:
             if len(encode(target.text)) > MAX_BYTES or time.monotonic() > deadline:
                 return
-            run = workers.scan(target, job.rule_ids)
+            try:
+                run = workers.scan(target, job.rule_ids)
+            except TooSlow:
+                job.is_slow = True
+                return
             if run is None:
                 return
             result = judge(run, target, job.code, self._rulebook.rules)
             hits.update(result.hits)
             if result.is_whole:
-                job.hits, job.is_done = hits, True
+                job.pass_as(hits)
                 return
 
     def _scan_apart(self, jobs: Sequence[_Job], deadline: float, cancelled: threading.Event) -> None:
-        """Scans blocks with processes of their own: all as they stand, then variants of those that are left."""
+        """Scans blocks with processes of their own: all as they stand, then variants of those that are left.
+
+        Of a group that took too long, each block is tried by itself; what held up the others is for the slow lane.
+        """
         for first, last in _ROUNDS:
-            left = [job for job in jobs if not job.is_done and job.targets[first:last]]
+            left = [job for job in jobs if not job.is_done and not job.is_slow and job.targets[first:last]]
             groups = list(_groups(left))
-            # Half of what is left for all rounds but the last: one of them may not use up the others' time.
-            limit = deadline if last is None else (time.monotonic() + deadline) / 2
-            runs = [self._runs.submit(self._run_group, group, first, last, limit, cancelled) for group in groups]
+            runs = [self._runs.submit(self._run_group, group, first, last, deadline, cancelled) for group in groups]
             for group, run in zip(groups, (run.result() for run in runs), strict=True):
                 for job in group:
-                    job.take(run, job.targets[first:last], self._rulebook.rules)
+                    if run is None:
+                        self._scan_warm(job, deadline)
+                        job.is_slow = not job.is_done
+                    else:
+                        job.take(run, job.targets[first:last], self._rulebook.rules)
 
     def _run_group(
         self, group: Sequence[_Job], first: int, last: int | None, deadline: float, cancelled: threading.Event
+    ) -> Run | None:
+        try:
+            return self._run_files(group, [t for job in group for t in job.targets[first:last]], deadline, cancelled)
+        except TooSlow:
+            return None
+
+    def _run_files(
+        self, jobs: Sequence[_Job], targets: Sequence[Target], deadline: float, cancelled: threading.Event
     ) -> Run:
-        known = [job.rule_ids for job in group if job.rule_ids is not None]
-        only = frozenset[str]().union(*known) if len(known) == len(group) else None
-        targets = [target for job in group for target in job.targets[first:last]]
+        known = [job.rule_ids for job in jobs if job.rule_ids is not None]
+        only = frozenset[str]().union(*known) if len(known) == len(jobs) else None
         return scan_files(self._core, self._rulebook, targets, only=only, deadline=deadline, cancelled=cancelled)
 
     def _for_block(self, block: CodeBlock, result: Result) -> list[Finding] | ScanError:
-        findings = list(self._findings(block, result.hits))
-        if not result.failure:
+        findings = list(self._findings(block, result.hits[: 2 * _MOST_FINDINGS]))  # two rules often name one place
+        failure = result.failure
+        if not failure and (len(result.hits) > 2 * _MOST_FINDINGS or len(findings) > _MOST_FINDINGS):
+            failure = f"it has more than {_MOST_FINDINGS} findings; the first are given"
+        findings = findings[:_MOST_FINDINGS]
+        if not failure:
             return findings
-        return PartialScan(f"a block of {len(block.code)} characters ({block.language}): {result.failure}", findings)
+        return PartialScan(f"a block of {len(block.code)} characters ({block.language}): {failure}", findings)
 
     def _findings(self, block: CodeBlock, hits: Sequence[Hit]) -> Iterator[Finding]:
         starts = [0]
         for text in block.code.split("\n"):
             starts.append(starts[-1] + len(text) + 1)
         places = [(hit, self._rulebook.rules[hit.rule_id], *_line_column(starts, hit.start)) for hit in hits]
+        rivals: dict[tuple[int, str], list[tuple[Hit, Rule]]] = {}
+        for hit, rule, line, _ in places:
+            rivals.setdefault((line, rule.cwe), []).append((hit, rule))
         for hit, rule, line, column in places:
             # The weightiest of the rules that name one weakness at one place speaks for it.
             if not self._every_rule and any(
-                on == line and hit.start < other.end and other.start < hit.end and their.cwe == rule.cwe
-                for other, their, on, _ in places
-                if their.rank > rule.rank
+                their.rank > rule.rank and hit.start < other.end and other.start < hit.end
+                for other, their in rivals[line, rule.cwe]
             ):
                 continue
             start = block.message_offset(line, column)
@@ -319,9 +391,18 @@ class _Job:
     targets: Sequence[Target]
     rule_ids: list[str] | None = None  # None: not known
     hits: set[Hit] = field(default_factory=set)
-    failure: str = ""
+    failure: str = "there was no time left to scan it"
     is_done: bool = False
+    is_slow: bool = False  # for the slow lane
     is_lost: bool = False  # a process failed: next time may be better
+
+    def pass_as(self, hits: set[Hit]) -> None:
+        """Notes that the block is verified, with what was found."""
+        self.hits, self.failure, self.is_done = hits, "", True
+
+    def give_up(self, why: str) -> None:
+        """Notes that the block is not verified, and may be next time."""
+        self.failure, self.is_done, self.is_lost = why, True, True
 
     def take(self, run: Run, targets: Sequence[Target], rules: Mapping[str, Rule]) -> None:
         """Takes in what a run says of some of the block's files, in order, up to the first that was read as a whole."""
@@ -331,8 +412,9 @@ class _Job:
             self.hits.update(result.hits)
             is_first = target is self.targets[0]
             self.failure = result.failure if is_first else self.failure and result.failure
-            self.is_lost |= target.name in run.failed
-            self.is_done = result.is_whole or (is_first and self.is_lost)
+            self.is_lost |= target.name in run.failed or target.name in run.exhausted
+            # What used up its time or its memory would do so in each of its forms.
+            self.is_done = result.is_whole or (is_first and self.is_lost) or target.name in run.exhausted
             if self.is_done:
                 return
 

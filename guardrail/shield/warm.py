@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.errors import ScanError
+from guardrail.shield import TooSlow
 from guardrail.shield.oneshot import kill_group, make_environment
 from guardrail.shield.report import Match, Run
 from guardrail.shield.rulebook import CANARY_RULE, Rulebook
@@ -49,6 +50,7 @@ MAX_BYTES = 20_000
 """Longer files go to a process of their own: nothing of theirs may hold up the others."""
 
 _READY_S = 20.0  # 0.2 s on an idle core
+_WAIT_S = 0.3  # for a free worker; a process of its own would take as long
 _SCAN_S = 0.5  # 15 ms is usual; whatever takes longer is killed and scanned by a process of its own
 _MAX_SCANS = 1500  # latency and memory grow slowly
 _RULE_S = 2
@@ -107,7 +109,8 @@ class Worker:
             timeout_s: Time for the answer.
 
         Raises:
-            ScanError: If there was no answer in time, or none that can be read; the worker is of no further use then.
+            TooSlow: If there was no answer in time; the worker is of no further use then.
+            ScanError: If there was none that can be read; neither is it then.
         """
         deadline = time.monotonic() + timeout_s
         self.scans += 1
@@ -247,7 +250,7 @@ class Worker:
         left_s = deadline - time.monotonic()
         ready = self._selector.select(left_s) if left_s > 0 else []
         if not ready:
-            raise ScanError("semgrep's language server did not answer in time")
+            raise TooSlow("semgrep's language server did not answer in time")
         for key, _ in ready:
             self._read(key)
 
@@ -325,13 +328,21 @@ class Workers:
             self._start_one()
 
     def scan(self, target: Target, rule_ids: Sequence[str]) -> Run | None:
-        """Scans one file, or returns None where no worker could."""
+        """Scans one file, or returns None where no worker could.
+
+        Raises:
+            TooSlow: If the file took too long.
+        """
         try:
-            worker = self._ready.get_nowait()
+            worker = self._ready.get(timeout=_WAIT_S)
         except queue.Empty:
             return None
         try:
             run = worker.scan(target, rule_ids)
+        except TooSlow:
+            logger.info("a warm semgrep is replaced: a file took too long")
+            self._replace(worker)
+            raise
         except ScanError as exc:
             logger.info("a warm semgrep is replaced: %s", exc)
             self._replace(worker)

@@ -8,6 +8,7 @@ import os
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -276,6 +277,48 @@ class TestRealSemgrep:
         (verdict,) = await shield.classify([Conversation.of(text, role=Role.ASSISTANT)])
         assert verdict.outcome is Outcome.UNSAFE
         assert [finding.cwe for finding in verdict.findings] == ["CWE-78"]
+
+
+# semgrep's parser needs minutes for the string, and no time limit of its own ends that.
+HANG = block_of("password = '" + "a!" * 6000, "csharp")
+
+
+@pytest.fixture(scope="class")
+def warm() -> Iterator[SemgrepScanner]:
+    """A scanner whose workers run."""
+    scanner = SemgrepScanner()
+    assert scanner.start(wait_s=60)
+    yield scanner
+    scanner.close()
+
+
+class TestHoldingUp:
+    """Code that was written to hold up a scanner holds up its own message alone."""
+
+    async def test_a_neighbour_keeps_its_findings(self, warm: SemgrepScanner) -> None:
+        """In the same call, among few blocks and among many; what hangs is unverified, not clean."""
+        for count in (1, 20):
+            others = [block_of(f"eval(a{count}{i})", "python") for i in range(count)]
+            hung, *results = await warm.scan([HANG, *others])
+            assert isinstance(hung, ScanError)
+            assert [len(result) for result in results if isinstance(result, list)] == [1] * count
+
+    async def test_other_calls_go_on(self, warm: SemgrepScanner) -> None:
+        """Four calls that hang leave the fifth its turn: it is done before any of them."""
+        hung = [asyncio.create_task(warm.scan([block_of(f"{HANG.code}{i}", "csharp")])) for i in range(4)]
+        await asyncio.sleep(0.2)
+        (result,) = await warm.scan([block_of("eval(other)", "python")])
+        assert isinstance(result, list)
+        assert len(result) == 1
+        assert not any(task.done() for task in hung)
+        for (answer,) in await asyncio.gather(*hung):
+            assert isinstance(answer, ScanError)
+
+    async def test_a_block_of_findings_alone_is_cut_and_not_verified(self, warm: SemgrepScanner) -> None:
+        """Seven hundred findings are not worth reading; that there are more is said, as one of them may matter."""
+        (result,) = await warm.scan([block_of("eval(x)\n" * 700, "python")])
+        assert isinstance(result, PartialScan)
+        assert len(result.findings) == 500
 
 
 def test_temp_folder_is_private(tmp_path: Path) -> None:
