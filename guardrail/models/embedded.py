@@ -15,6 +15,9 @@ tokens, and the frame's ids are added here (promise 4).
 A window runs alone, unpadded, on one thread: dynamic int8 quantisation scales activations over the whole input
 tensor, so a verdict would otherwise depend on what else is in the batch. Windows run beside each other in a pool.
 
+A text with letters in disguise is judged twice, as it stands and as it reads (:mod:`~guardrail.models.disguise`); the
+riskier verdict counts.
+
 Source: ``training/train_embedded.py``; the artefact's figures are in ``embedded_data/MODEL_CARD.md``.
 """
 
@@ -37,6 +40,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 from guardrail.errors import ClassificationError, ConfigurationError
+from guardrail.models.disguise import undisguised
 from guardrail.taxonomy import HazardCategory
 from guardrail.verdict import Conversation, Outcome, Role, Source, Timing, Verdict, riskiest
 
@@ -53,6 +57,7 @@ INPUT_FORM = (
     "after a user message: [CLS]0 context0 [SEP]0 text1 [SEP]1; "
     f"context: last {MAX_CONTEXT_TOKENS}; windows: {MAX_TEXT_TOKENS} overlapping by {OVERLAP_TOKENS}; riskiest"
 )
+READINGS = "; as it stands, and without disguises"
 UNSAFE_THRESHOLD = 0.5
 TOP_CATEGORY_THRESHOLD = 0.2
 # `encode` holds the GIL, about 1 ms for 2000 characters; `encode_batch_fast` releases it, but wakes a pool of its own.
@@ -79,18 +84,24 @@ class _Prepared:
     """One conversation in tokens.
 
     Attributes:
-        text: Token ids of the judged message, at least one.
+        readings: Token ids of the judged message, at least one, and of its form without disguises, where it has one.
         context: Token ids of the user message before it, None where there is none or it is not used.
         is_assistant: Who wrote the judged message.
         detail: What was left out of the context.
         tokenise_ms: How long the tokens took.
     """
 
-    text: list[int]
+    readings: list[list[int]]
     context: list[int] | None
     is_assistant: bool
     detail: str
     tokenise_ms: float
+
+    def windows(self) -> Iterator[list[int]]:
+        """Yields the tokens of each window."""
+        for reading in self.readings:
+            for start in window_starts(len(reading)):
+                yield reading[start : start + MAX_TEXT_TOKENS]
 
 
 def frame(text: Sequence[int], *, context: Sequence[int] | None, is_assistant: bool) -> Window:
@@ -152,7 +163,7 @@ class EmbeddedClassifier:
             raise ConfigurationError(f"expected threads >= 1, got {threads}")
         self._threads = threads or os.cpu_count() or 1
         self._tokenizer, self._session, revision = _load()
-        template_hash = hashlib.sha256(INPUT_FORM.encode()).hexdigest()[:12]
+        template_hash = hashlib.sha256((INPUT_FORM + READINGS).encode()).hexdigest()[:12]
         self._source = Source("guardrail-embedded", revision, template_hash)
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="guardrail-embedded")
 
@@ -172,7 +183,7 @@ class EmbeddedClassifier:
         prepared = await self._run_all(partial(self._prepare, conversation) for conversation in conversations)
         windows = await self._run_all(self._window_tasks(prepared))
         verdicts: Iterator[Verdict] = iter(windows)
-        return [riskiest([next(verdicts) for _ in window_starts(len(item.text))]) for item in prepared]
+        return [riskiest([next(verdicts) for _ in item.windows()]) for item in prepared]
 
     def close(self) -> None:
         """Ends the threads; what is still asked for fails with ``ClassificationError``."""
@@ -212,6 +223,8 @@ class EmbeddedClassifier:
         text = tokenise(self._tokenizer, judged.content)
         if not text:  # White space or control characters alone: not read is not safe (promise 1).
             raise ClassificationError(f"the model can read none of the message's {len(judged.content)} characters")
+        plain = undisguised(judged.content)
+        readings = [text] if plain is None else [text, tokenise(self._tokenizer, plain)]
         context, detail = None, ""
         if is_assistant:
             asked = next((m.content for m in reversed(conversation.messages[:-1]) if m.role is Role.USER), None)
@@ -220,18 +233,18 @@ class EmbeddedClassifier:
                 context = whole[-MAX_CONTEXT_TOKENS:]
                 if len(whole) > len(context):
                     detail = f"the first {len(whole) - len(context)} of {len(whole)} context tokens were left out"
-        return _Prepared(text, context, is_assistant, detail, _ms_since(started))
+        return _Prepared(readings, context, is_assistant, detail, _ms_since(started))
 
     def _window_tasks(self, prepared: Sequence[_Prepared]) -> Iterator[Callable[[], Verdict]]:
         for item in prepared:
-            for start in window_starts(len(item.text)):
-                yield partial(self._judge, item, start, time.perf_counter())
+            for number, text in enumerate(item.windows()):
+                tokenise_ms = 0.0 if number else item.tokenise_ms
+                yield partial(self._judge, item, text, tokenise_ms, time.perf_counter())
 
-    def _judge(self, item: _Prepared, start: int, submitted: float) -> Verdict:
+    def _judge(self, item: _Prepared, text: list[int], tokenise_ms: float, submitted: float) -> Verdict:
         """Judges one window; runs in the pool."""
         began = time.perf_counter()
         queue_ms = 1000.0 * (began - submitted)
-        text = item.text[start : start + MAX_TEXT_TOKENS]
         window = frame(text, context=item.context, is_assistant=item.is_assistant)
         feed = {
             "input_ids": np.asarray([window.input_ids], dtype=np.int64),
@@ -244,7 +257,7 @@ class EmbeddedClassifier:
         probabilities = [float(value) for value in output[0]]
         if not np.isfinite(output).all():
             raise ClassificationError(f"the embedded model gave no finite score on a window of {len(text)} tokens")
-        compute_ms = _ms_since(began) + (item.tokenise_ms if start == 0 else 0.0)
+        compute_ms = _ms_since(began) + tokenise_ms
         return self._verdict(probabilities, item.detail, Timing(queue_ms, compute_ms))
 
     def _verdict(self, probabilities: Sequence[float], detail: str, timing: Timing) -> Verdict:
