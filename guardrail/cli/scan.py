@@ -49,7 +49,7 @@ def scan(
             "--output",
             "-o",
             metavar="FILE|-",
-            help="Write each row's result: .jsonl, .jsonl.gz, .parquet, or - for stdout.",
+            help="Write each row's result: .jsonl, .jsonl.gz, .parquet, - for stdout; for Ray a folder.",
         ),
     ] = None,
     turns: Annotated[
@@ -70,6 +70,21 @@ def scan(
     strict: Annotated[bool, typer.Option("--strict", help="Stop at the first bad row, with 2.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a scan that was stopped.")] = False,
     restart: Annotated[bool, typer.Option("--restart", help="Start over, though one was stopped.")] = False,
+    engine: Annotated[
+        Literal["local", "ray"], typer.Option("--engine", help="Where it runs: here, or on a Ray cluster.")
+    ] = "local",
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            "--ray-address", metavar="ADDRESS", help="The cluster; default: one on this machine.", envvar="RAY_ADDRESS"
+        ),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Actors on Ray.", show_default="one a GPU, else one a core")
+    ] = None,
+    shard_lines: Annotated[
+        int, typer.Option("--shard-lines", min=1, metavar="N", help="Lines of the log that a Ray worker takes at once.")
+    ] = 20_000,
     policy: PolicyOption = None,
     model: ModelOption = None,
     max_block_rate: Annotated[
@@ -103,9 +118,32 @@ def scan(
     inputs = find_inputs(files)
     _require_apart(inputs, output, errors)
     guard = build_guard(model=model, policy=policy)
+    started = time.monotonic()
+    if engine == "ray":
+        from guardrail.cli.scan_cluster import scan_on_ray
+
+        if output in (None, "-") or strict:
+            raise InvalidInput("--engine ray needs --output FOLDER, and has no --strict: shards have no first bad row")
+        summary, repeats, already = scan_on_ray(
+            inputs,
+            layout,
+            guard,
+            str(output),
+            errors,
+            model=model,
+            workers=workers,
+            address=ray_address,
+            shard_lines=shard_lines,
+            resume=resume,
+            restart=restart,
+            is_quiet=quiet,
+        )
+        figures = {"repeats": repeats, "rows": summary.rows - already, "elapsed_s": time.monotonic() - started}
+        _report(summary, guard, figures, output=output, as_json=as_json, is_quiet=quiet)
+        _exit(summary, max_block_rate, allow_unjudged=allow_unjudged)
+        return
     ledger = _ledger_for(output, inputs, guard, layout, errors=errors, is_strict=strict)
     done = _where_to_start(ledger, inputs, resume=resume, restart=restart)
-    started = time.monotonic()
     already = done.summary.rows if done is not None else 0
     summary, repeats = _scan(
         inputs, layout, guard, output, errors, ledger=ledger, done=done, is_strict=strict, is_quiet=quiet

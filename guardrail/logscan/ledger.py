@@ -31,7 +31,7 @@ from guardrail.pipeline import Guard
 from guardrail.taxonomy import HazardCategory
 from guardrail.verdict import Source
 
-__all__ = ["SCHEMA", "Ledger", "Progress", "manifest_of"]
+__all__ = ["SCHEMA", "Ledger", "Progress", "manifest_of", "read_json", "replace_json", "require_same"]
 
 SCHEMA = "guardrail.scan/1"
 
@@ -123,16 +123,16 @@ class Ledger:
         Raises:
             InvalidInput: If it was a scan of something else; the message says what changed.
         """
-        earlier = _read(self.manifest_path)
+        earlier = read_json(self.manifest_path)
         if earlier is None:
             return None
         is_complete = earlier.get("state") == "complete"
-        progress = _read(self.progress_path) if not is_complete else earlier.get("progress")
+        progress = read_json(self.progress_path) if not is_complete else earlier.get("progress")
         # Killed between giving the results their name and saying so: then the partial file is gone, and all is done.
         is_named = is_complete or (progress is not None and progress["is_at_end"] and not self._partial.exists())
         if not (self._output if is_named else self._partial).exists():
             return None
-        self._require_same(earlier)
+        require_same(earlier, self._manifest, str(self._partial))
         return Progress(**progress) if progress is not None else None
 
     @property
@@ -146,9 +146,9 @@ class Ledger:
         Raises:
             InvalidInput: If there is one.
         """
-        earlier = _read(self.manifest_path)
+        earlier = read_json(self.manifest_path)
         if earlier is not None and earlier.get("state") != "complete" and self._partial.exists():
-            counts = (_read(self.progress_path) or {}).get("counts") or {"rows": 0}
+            counts = (read_json(self.progress_path) or {}).get("counts") or {"rows": 0}
             raise InvalidInput(
                 f"{self._partial} holds {counts['rows']} rows of an unfinished scan: --resume goes on with it, "
                 "--restart starts over"
@@ -157,43 +157,64 @@ class Ledger:
     def begin(self) -> None:
         """Writes the manifest of a scan that starts at the first row."""
         self.progress_path.unlink(missing_ok=True)
-        self._write(self.manifest_path, self._manifest)
+        replace_json(self.manifest_path, self._manifest)
 
     def commit(self, progress: Progress) -> None:
         """Notes that records are done; their results are on the disk."""
-        self._write(self.progress_path, asdict(progress))
+        replace_json(self.progress_path, asdict(progress))
 
     def end(self, state: str, progress: Progress) -> None:
         """Notes how the scan ended, ``complete`` or ``interrupted``."""
-        self._write(self.manifest_path, {**self._manifest, "state": state, "progress": asdict(progress)})
+        replace_json(self.manifest_path, {**self._manifest, "state": state, "progress": asdict(progress)})
         if state == "complete":
             self.progress_path.unlink(missing_ok=True)
 
-    def _require_same(self, earlier: Mapping[str, Any]) -> None:
-        if earlier.get("schema") != SCHEMA:
-            raise InvalidInput(f"{self.manifest_path} is of another version of guardrail; --restart starts over")
-        changed = [words for key in _IDENTITY for words in _changes(key, earlier.get(key), self._manifest[key])]
-        if changed:
-            raise InvalidInput(
-                f"cannot go on with {self._partial}: {'; '.join(changed[:5])}"
-                f"{f'; and {len(changed) - 5} more' if len(changed) > 5 else ''}; --restart starts over"
-            )
 
-    def _write(self, path: Path, values: Mapping[str, Any]) -> None:
-        """Replaces a file, so that there is always a whole one."""
-        made = path.with_name(path.name + ".making")
-        try:
-            with open(made, "w", encoding="utf-8") as file:
-                json.dump(values, file, indent=1)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(made, path)
-        except OSError as exc:
-            raise GuardrailError(f"cannot write {path}: {exc.strerror}") from exc
+def require_same(earlier: Mapping[str, Any], manifest: Mapping[str, Any], what: str) -> None:
+    """Makes sure that an earlier scan was one of the same.
+
+    Args:
+        earlier: Its manifest.
+        manifest: That of the scan that is to go on.
+        what: What it would go on with, for the error.
+
+    Raises:
+        InvalidInput: If it was another; the message says what changed.
+    """
+    if earlier.get("schema") != SCHEMA:
+        raise InvalidInput(f"{what} is of another version of guardrail; --restart starts over")
+    changed = [words for key in _IDENTITY for words in _changes(key, earlier.get(key), manifest[key])]
+    if changed:
+        raise InvalidInput(
+            f"cannot go on with {what}: {'; '.join(changed[:5])}"
+            f"{f'; and {len(changed) - 5} more' if len(changed) > 5 else ''}; --restart starts over"
+        )
 
 
-def _read(path: Path) -> dict[str, Any] | None:
+def replace_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Replaces a file of JSON, so that there is always a whole one.
+
+    Raises:
+        GuardrailError: If it cannot be written.
+    """
+    made = path.with_name(path.name + ".making")
+    try:
+        with open(made, "w", encoding="utf-8") as file:
+            json.dump(values, file, indent=1)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(made, path)
+    except OSError as exc:
+        raise GuardrailError(f"cannot write {path}: {exc.strerror}") from exc
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Reads what :func:`replace_json` wrote; None where there is nothing.
+
+    Raises:
+        ConfigurationError: If it cannot be read.
+    """
     try:
         values = json.loads(path.read_text("utf-8"))
     except FileNotFoundError:

@@ -20,7 +20,7 @@ from guardrail.errors import GuardrailError, InvalidInput, MissingExtra
 from guardrail.logscan.inputs import Stream
 from guardrail.logscan.rows import COLUMNS, Layout
 
-__all__ = ["read_batches", "require_pyarrow", "results_to_parquet"]
+__all__ = ["count_rows", "read_batches", "require_pyarrow", "results_from_parquet", "results_to_parquet"]
 
 _BATCH_ROWS = 1024
 _OUT_ROWS = 8192
@@ -77,6 +77,46 @@ def read_batches(
         if isinstance(exc, OSError) and exc.errno is not None:
             raise
         raise InvalidInput("not Parquet, or damaged: nothing from here on could be read") from exc
+
+
+def count_rows(stream: Stream) -> int:
+    """Returns how many rows a file says it has; 0 for one that cannot be read, as its reader will say."""
+    pa = require_pyarrow()
+    try:
+        return int(pa.parquet.ParquetFile(stream.file, pre_buffer=False).metadata.num_rows) if stream.is_plain else 0
+    except pa.ArrowException:
+        return 0
+
+
+def results_from_parquet(path: str | Path) -> Iterator[dict[str, Any]]:
+    """Reads results that :func:`results_to_parquet` wrote, as the scan's JSON says them.
+
+    An id that is not text comes back as its JSON text.
+
+    Raises:
+        InvalidInput: If the file is damaged, or holds something else.
+        OSError: If it cannot be opened or read.
+    """
+    pa = require_pyarrow()
+    try:
+        with pa.parquet.ParquetFile(path) as file:
+            for batch in file.iter_batches(_BATCH_ROWS):
+                for columns in batch.to_pylist():
+                    yield _result(columns)
+    except (pa.ArrowException, KeyError, ValueError) as exc:
+        raise InvalidInput(f"{path}: not the results of a scan, or damaged") from exc
+
+
+def _result(columns: dict[str, Any]) -> dict[str, Any]:
+    # What is null in JSON, and not left out there.
+    null = {"decision", "turn", "hash", *(() if columns["decision"] is None else ("unsafe_probability",))}
+    result = {name: value for name, value in columns.items() if value is not None or name in null}
+    for name in _JSON_COLUMNS:
+        if name in result:
+            result[name] = json.loads(result[name])
+    if "scores" in result:
+        result["scores"] = dict(result["scores"])
+    return result
 
 
 def results_to_parquet(lines: Path, target: Path) -> None:

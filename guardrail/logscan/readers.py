@@ -25,7 +25,7 @@ from guardrail.errors import InvalidInput
 from guardrail.logscan.inputs import COMPRESSED, Input, Stream, find_inputs, open_input
 from guardrail.logscan.rows import BadRow, EmptyRow, Layout, Row, layout_name, parse_json, turns_of
 
-__all__ = ["Position", "Record", "read_log", "read_rows"]
+__all__ = ["Position", "Record", "cuts_of", "read_log", "read_rows"]
 
 # Bounds memory where a file has no line ends at all; the csv module's own limit, 128 KiB, is less than chats have.
 _MAX_LINE_BYTES = 64 * 1024 * 1024
@@ -100,6 +100,35 @@ def read_log(
         for record in (_csv_records if is_csv else _jsonl_records)(make, lines):
             if after is None or record[0].line > after.line:
                 yield record
+
+
+def cuts_of(source: Input, every: int) -> Iterator[Position]:
+    """Finds where a log can be cut, so that each part but the last has so many lines (of Parquet, rows).
+
+    CSV and compressed JSON Lines have no such places: who reads a part of them reads all that is before it.
+
+    Args:
+        source: The log; it can be read again.
+        every: Lines of a part.
+
+    Raises:
+        OSError: If it cannot be opened or read.
+        MissingExtra: If a package that it needs is not installed.
+    """
+    with open_input(source) as stream:
+        if stream.head == _PARQUET or _suffix(source.name) == ".parquet":
+            from guardrail.logscan.parquet import count_rows
+
+            yield from (Position(line, 0) for line in range(every, count_rows(stream), every))
+            return
+        lines = _Lines(stream)
+        if not stream.is_plain or _is_csv(source.name, lines):
+            return
+        cut: Position | None = None
+        for _ in lines:
+            if cut is not None:  # there is a line behind it
+                yield cut
+            cut = Position(lines.number, lines.end_byte) if lines.number % every == 0 else None
 
 
 class _Maker:

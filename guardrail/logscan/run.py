@@ -91,6 +91,7 @@ def read_chunks(
     pace: Pace,
     *,
     start: Progress | None = None,
+    last_line: int | None = None,
     is_strict: bool = False,
     tell_layout: Callable[[str, str], None] = lambda file, words: None,
 ) -> Iterator[Chunk]:
@@ -101,6 +102,7 @@ def read_chunks(
         layout: How their rows are read.
         pace: How much goes into a chunk.
         start: Where an earlier scan came to.
+        last_line: The last line to read of each input; None for all.
         is_strict: Whether a bad row ends the reading.
         tell_layout: Is told of each log how its rows are read.
 
@@ -121,6 +123,8 @@ def read_chunks(
                 after=after,
                 tell_layout=lambda words, name=source.name: tell_layout(name, words),  # type: ignore[misc]
             ):
+                if last_line is not None and record[0].line > last_line:
+                    break
                 if is_strict and isinstance(bad := record[0], BadRow):
                     raise InvalidInput(f"bad row {bad.file}:{bad.line}: {bad.error}")
                 gathered.append(record)

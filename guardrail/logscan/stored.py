@@ -1,4 +1,4 @@
-"""Results of a scan read back: JSON Lines, plain or gzipped, a row at a time.
+"""Results of a scan read back: JSON Lines, plain or gzipped, or Parquet, a row at a time.
 
 A row is the ``dict`` that the scan wrote, decoded and no more: what replays or reports it reads the fields it needs.
 Keys that are not known stay where they are. A line that is no result stops the reading, with its place: an answer about
@@ -40,6 +40,16 @@ def read_results(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         ConfigurationError: If the file cannot be opened or read.
         InvalidInput: If a line is no result; the message gives the place.
     """
+    if Path(path).is_dir():
+        raise InvalidInput(f"{path} is a folder: name the files in it, e.g. {Path(path) / '*.parquet'}")
+    if _is_parquet(path):
+        from guardrail.logscan.parquet import results_from_parquet
+
+        try:
+            yield from enumerate(results_from_parquet(path), start=1)
+        except OSError as exc:
+            raise ConfigurationError(f"cannot read {path}: {exc.strerror or exc}") from exc
+        return
     for number, line in open_lines(path):
         if line.isspace():
             continue
@@ -52,6 +62,14 @@ def read_results(path: str | Path) -> Iterator[tuple[int, dict[str, Any]]]:
         if not isinstance(row, dict) or "decision" not in row or "id" not in row:
             raise InvalidInput(f"{path}:{number}: not a result: expected an object with id and decision, got another")
         yield number, row
+
+
+def _is_parquet(path: str | Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_PARQUET)) == _PARQUET
+    except OSError as exc:
+        raise ConfigurationError(f"cannot read {path}: {exc.strerror or exc}") from exc
 
 
 def open_lines(path: str | Path) -> Iterator[tuple[int, bytes]]:

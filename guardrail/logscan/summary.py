@@ -69,6 +69,19 @@ class Summary:
         for finding in decision.findings:
             self.weaknesses[finding.cwe, finding.severity] += 1
 
+    def merge(self, other: Summary) -> None:
+        """Adds the counts of another part of the same scan, which comes after this one."""
+        self.rows += other.rows
+        self.errors += other.errors
+        self.empty += other.empty
+        self.unverified += other.unverified
+        self.unscanned += other.unscanned
+        self.decisions.update(other.decisions)
+        self.categories.update(other.categories)
+        self.withheld.update(other.withheld)
+        self.weaknesses.update(other.weaknesses)
+        self.first_errors = [*self.first_errors, *other.first_errors][:_SHOWN_BAD_ROWS]
+
     @property
     def blocked(self) -> int:
         """Rows that the policy would not release: ``BLOCK`` and ``RETRY``."""

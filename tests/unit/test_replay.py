@@ -337,11 +337,27 @@ class TestReadResults:
         with pytest.raises(InvalidInput, match=r"a\.jsonl:2: not a result"):
             list(read_results(path))
 
-    def test_a_parquet_file_is_told_from_lines(self, tmp_path: Path) -> None:
-        """The error says what the file is, not that it is no JSON."""
+    def test_parquet_says_what_the_lines_say(self, tmp_path: Path) -> None:
+        """The same rows, findings and bad rows among them; so the same replay."""
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
+        from guardrail.logscan.parquet import results_to_parquet
+
+        place = {"file": "a", "line": 3, "turn": 1, "hash": "0"}
+        bad = {"id": "x", **place, "decision": None, "outcome": "unverified", "error": "no"}
+        good = [{**row(hazard(0.9)), **place}, {**row(code(finding())), **place}]
+        lines = stored(tmp_path / "a.jsonl", *good, bad)
+        results_to_parquet(lines, tmp_path / "a.parquet")
+        assert [found for _, found in read_results(tmp_path / "a.parquet")] == [
+            found for _, found in read_results(lines)
+        ]
+        assert replay([tmp_path / "a.parquet"], DEFAULT).to_dict() == replay([lines], DEFAULT).to_dict()
+
+    def test_a_damaged_parquet_file_is_an_error(self, tmp_path: Path) -> None:
+        """It says what the file is not."""
+        pytest.importorskip("pyarrow", reason="Parquet needs pyarrow")
         path = tmp_path / "a.parquet"
         path.write_bytes(b"PAR1\0\0")
-        with pytest.raises(InvalidInput, match="got Parquet"):
+        with pytest.raises(InvalidInput, match="not the results of a scan, or damaged"):
             list(read_results(path))
 
     def test_a_gzip_stream_that_ends_too_soon_is_an_error(self, tmp_path: Path) -> None:
