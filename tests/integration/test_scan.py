@@ -254,6 +254,7 @@ def _dies_at_third(commit: Any) -> Any:
 
 _KILLED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 from guardrail import assembly
 from guardrail.cli import main
 from guardrail.logscan import run
