@@ -21,6 +21,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from guardrail import instruments
 from guardrail.errors import ClassificationError, DeadlineExceeded, Overloaded, Unavailable
 
 __all__ = ["BatchWorker", "Batcher", "Taken", "TokenQueue"]
@@ -240,11 +241,18 @@ class Batcher(Generic[T, R]):
         self._queue: TokenQueue[_Job[T, R]] = TokenQueue(max_tokens=max_queued_tokens, max_requests=max_queued_requests)
         self._in_flight: list[_Job[T, R]] = []
         self._is_closing = False
+        instruments.add_queue(self)
 
     @property
     def is_alive(self) -> bool:
         """Whether items are accepted."""
         return not self._is_closing
+
+    @property
+    def queued_requests(self) -> int:
+        """Items that wait."""
+        with self._wake:
+            return len(self._queue)
 
     @property
     def queued_tokens(self) -> int:
@@ -303,8 +311,10 @@ class Batcher(Generic[T, R]):
         if live:
             started = self._clock()
             self._run(live)
+            seconds = self._clock() - started
             with self._wake:
-                self._queue.record(taken.cost, self._clock() - started)
+                self._queue.record(taken.cost, seconds)
+            instruments.tell(instruments.BatchRan(len(live), taken.cost, seconds))
         with self._wake:
             self._in_flight = []
         return True

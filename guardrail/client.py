@@ -12,14 +12,25 @@ answer that cannot be read is a decision to block.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from guardrail import wire
-from guardrail.errors import DeadlineExceeded, GuardrailError, InternalError, InvalidInput, MissingExtra, Unavailable
+from guardrail.client_channel import ClientTls, open_aio_channel, open_channel
+from guardrail.client_stream import (
+    AsyncCheckedStream,
+    AsyncGeneratedStream,
+    Batch,
+    CheckedStream,
+    GeneratedStream,
+    each,
+    error_of,
+    generate_stream_request,
+    moderate_config,
+)
+from guardrail.errors import DeadlineExceeded, GuardrailError, InvalidInput, MissingExtra, Unavailable
 from guardrail.verdict import Conversation, Decision, Exchange, Message, Role
 from guardrail.wire import ServerInfo
 
@@ -31,7 +42,7 @@ try:
 except ImportError as exc:
     raise MissingExtra("the client needs grpcio and protobuf: pip install 'guardrail[client]'") from exc
 
-__all__ = ["AsyncGuardClient", "GuardClient", "ServerInfo"]
+__all__ = ["AsyncGuardClient", "ClientTls", "GuardClient", "ServerInfo"]
 
 T = TypeVar("T")
 
@@ -40,8 +51,8 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 # Above the default policy's 30 s, so that the server's own answer, which says more, comes first.
 _TIMEOUT_S = 60.0
 
-# Decisions of a trusted server, with the text of rejected attempts where asked for: no limit of grpc's 4 MiB.
-_CHANNEL_OPTIONS = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
+# What grpc.aio tells of a stream that the server ended while an item was being written, whatever the server's reason.
+_FAILED_WRITE = "Internal error from Core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,68 +117,6 @@ def _stub(channel: Any) -> Any:
     return guard_pb2_grpc.GuardServiceStub(channel)  # type: ignore[no-untyped-call]  # generated without types
 
 
-def _error(exc: Any) -> GuardrailError:
-    return wire.error_from_problem(wire.problem_from_call(exc))
-
-
-class _Batch:
-    """Items on their way through ``CheckBatch``: what was sent, and what the answers mean.
-
-    The sync client sends from grpc's thread and receives in the caller's: a deque is safe between the two.
-    """
-
-    def __init__(self) -> None:
-        # For each item in order: the id it was sent with, or why it was not sent.
-        self._items: deque[str | GuardrailError] = deque()
-        self._count = 0
-        self.source_error: BaseException | None = None
-
-    def send(self, item: str | Conversation) -> pb.CheckBatchRequest | None:
-        """Returns what to send for an item; None where it cannot be sent, which is then its result."""
-        item_id = str(self._count)
-        self._count += 1
-        try:
-            conversation = Conversation.of(item) if isinstance(item, str) else item
-            request = pb.CheckBatchRequest(
-                id=item_id,
-                messages=wire.conversation_to_wire(conversation),
-                path=wire.require_unicode(conversation.path, "the path"),
-            )
-        except InvalidInput as exc:
-            self._items.append(exc)
-            return None
-        self._items.append(item_id)
-        return request
-
-    def receive(self, response: pb.CheckBatchResponse) -> Iterator[Decision | GuardrailError]:
-        """Gives the results that a response brings, in the order of the items."""
-        yield from self.unsent()
-        if not self._items or self._items.popleft() != response.id:
-            raise InternalError(f"expected the server's answers in the order of the requests, got id {response.id!r}")
-        if response.WhichOneof("result") == "error":
-            yield wire.error_from_problem(wire.problem_from_item(response.error))
-        else:
-            yield wire.decision_from_wire(response.decision)
-
-    def unsent(self) -> Iterator[GuardrailError]:
-        """Gives the results of the next items that were not sent."""
-        while self._items and isinstance(item := self._items[0], GuardrailError):
-            self._items.popleft()
-            yield item
-
-    def end(self) -> Iterator[GuardrailError]:
-        """Gives what is left when the server has answered everything.
-
-        Raises:
-            InternalError: If it has not.
-        """
-        if self.source_error is not None:
-            raise self.source_error
-        yield from self.unsent()
-        if self._items:
-            raise InternalError(f"the server ended the stream with {len(self._items)} answers missing")
-
-
 class _Client:
     """What both clients know."""
 
@@ -185,11 +134,23 @@ class GuardClient(_Client):
     Args:
         target: Address of the server.
         timeout_s: How long a call may take where it does not say itself, in seconds.
+        token: Sent with every call; the server's token file has it.
+        tls: How the two know each other; None: plain text.
+
+    Raises:
+        ConfigurationError: If the certificates cannot be read, or the token could not stand in a header.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        token: str | None = None,
+        tls: ClientTls | None = None,
+    ) -> None:
         super().__init__(target, timeout_s)
-        self._channel = grpc.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._channel = open_channel(target, token=token, tls=tls)
         self._stub = _stub(self._channel)
 
     def __enter__(self) -> GuardClient:
@@ -245,7 +206,7 @@ class GuardClient(_Client):
         Raises:
             GuardrailError: If the stream itself fails.
         """
-        batch = _Batch()
+        batch = Batch()
 
         def requests() -> Iterator[pb.CheckBatchRequest]:
             try:
@@ -260,7 +221,7 @@ class GuardClient(_Client):
             for response in call:
                 yield from batch.receive(response)
         except grpc.RpcError as exc:
-            raise _error(exc) from exc
+            raise error_of(exc) from exc
         finally:
             call.cancel()
         yield from batch.end()
@@ -317,6 +278,65 @@ class GuardClient(_Client):
         """
         return self._run(_generate(messages, path, include_rejected_text, request_id), timeout_s)
 
+    def stream(
+        self,
+        deltas: Iterable[str],
+        *,
+        prompt: str | None = None,
+        messages: Sequence[Message] = (),
+        path: str = "",
+        release: str = "checked",
+        stop_early: bool = False,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> CheckedStream:
+        """Gives the text of an answer as it may be shown, while a model writes it.
+
+        Args:
+            deltas: The answer as it is written; read in another thread.
+            prompt: The user message that is answered: context, not judged.
+            messages: The conversation that is answered, in place of a prompt.
+            path: Where the exchange belongs; the policy's suppressions may name it.
+            release: ``"checked"`` holds text back until it has been checked; ``"immediately"`` is optimistic.
+            stop_early: Whether to end at text that is not allowed, with the decision about what has come; else the
+                deltas are read to their end, without any more text, and the decision is about all of them.
+            timeout_s: How long the whole may take, in seconds; None: no limit of the client's.
+            request_id: As in :meth:`check`.
+
+        Returns:
+            Iterate over it for the text; afterwards ``decision`` holds what was decided. Iterating raises ``Blocked``
+            at the end of an answer that may not be shown, and any other ``GuardrailError`` as the server says.
+        """
+        config = moderate_config(prompt, messages, path, release, stop_early, request_id)
+        return CheckedStream(lambda requests: self._stub.Moderate(requests, timeout=timeout_s), config, deltas)
+
+    def generate_stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        path: str = "",
+        include_rejected_text: bool = False,
+        prompt_check: str = "first",
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> GeneratedStream:
+        """Has the server's generator answer a conversation, guarded, and gives the checked text as it is released.
+
+        Args:
+            messages: Ends with the user's message.
+            path: As in :meth:`generate`.
+            include_rejected_text: As in :meth:`generate`.
+            prompt_check: ``"first"``, or ``"parallel"``: beside the first generation, which a blocked prompt cancels.
+            timeout_s: How long to wait, in seconds.
+            request_id: As in :meth:`check`.
+
+        Returns:
+            Iterate over it for the text; afterwards ``exchange`` and ``decision`` hold what came of it. Iterating
+            raises ``Blocked`` at the end of a blocked exchange, and any other ``GuardrailError`` as the server says.
+        """
+        request = generate_stream_request(messages, path, include_rejected_text, prompt_check, request_id)
+        return GeneratedStream(lambda: self._stub.GenerateStream(request, timeout=self._limit_s(timeout_s)))
+
     def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """Says what the server is and which policy it applies."""
         return self._run(_server_info(), timeout_s)
@@ -332,7 +352,7 @@ class GuardClient(_Client):
         try:
             response = getattr(self._stub, call.method)(call.request, timeout=self._limit_s(timeout_s))
         except grpc.RpcError as exc:
-            raise _error(exc) from exc
+            raise error_of(exc) from exc
         return call.read(response)
 
 
@@ -342,11 +362,23 @@ class AsyncGuardClient(_Client):
     Args:
         target: Address of the server.
         timeout_s: How long a call may take where it does not say itself, in seconds.
+        token: Sent with every call; the server's token file has it.
+        tls: How the two know each other; None: plain text.
+
+    Raises:
+        ConfigurationError: If the certificates cannot be read, or the token could not stand in a header.
     """
 
-    def __init__(self, target: str = DEFAULT_TARGET, *, timeout_s: float = _TIMEOUT_S) -> None:
+    def __init__(
+        self,
+        target: str = DEFAULT_TARGET,
+        *,
+        timeout_s: float = _TIMEOUT_S,
+        token: str | None = None,
+        tls: ClientTls | None = None,
+    ) -> None:
         super().__init__(target, timeout_s)
-        self._channel = grpc.aio.insecure_channel(target, options=_CHANNEL_OPTIONS)
+        self._channel = open_aio_channel(target, token=token, tls=tls)
         self._stub = _stub(self._channel)
 
     async def __aenter__(self) -> AsyncGuardClient:
@@ -382,13 +414,17 @@ class AsyncGuardClient(_Client):
         timeout_s: float | None = None,
     ) -> AsyncGenerator[Decision | GuardrailError, None]:
         """Judges many messages over one stream; see :meth:`GuardClient.check_many`."""
-        batch = _Batch()
+        batch = Batch()
 
         async def requests() -> AsyncIterator[pb.CheckBatchRequest]:
             try:
-                async for item in _each(items):
+                async for item in each(items):
                     if (request := batch.send(item)) is not None:
                         yield request
+                        # A server that refuses the stream does so now, and no write fails: see _FAILED_WRITE.
+                        await call.initial_metadata()
+                        if call.done():
+                            return
             except Exception as exc:  # in grpc's task nobody would see it
                 batch.source_error = exc
 
@@ -398,7 +434,9 @@ class AsyncGuardClient(_Client):
                 for result in batch.receive(response):
                     yield result
         except grpc.RpcError as exc:
-            raise _error(exc) from exc
+            if exc.details() == _FAILED_WRITE:
+                raise Unavailable("the server ended the stream; send what has no answer again") from exc
+            raise error_of(exc) from exc
         finally:
             call.cancel()
         for error in batch.end():
@@ -428,6 +466,39 @@ class AsyncGuardClient(_Client):
         """Has the server's generator answer a conversation, guarded; see :meth:`GuardClient.generate`."""
         return await self._run(_generate(messages, path, include_rejected_text, request_id), timeout_s)
 
+    def stream(
+        self,
+        deltas: Iterable[str] | AsyncIterable[str],
+        *,
+        prompt: str | None = None,
+        messages: Sequence[Message] = (),
+        path: str = "",
+        release: str = "checked",
+        stop_early: bool = False,
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> AsyncCheckedStream:
+        """Gives the text of an answer as it may be shown, while a model writes it; see :meth:`GuardClient.stream`.
+
+        An async generator of deltas is closed when the stream ends.
+        """
+        config = moderate_config(prompt, messages, path, release, stop_early, request_id)
+        return AsyncCheckedStream(lambda: self._stub.Moderate(timeout=timeout_s), config, deltas)
+
+    def generate_stream(
+        self,
+        messages: Sequence[Message],
+        *,
+        path: str = "",
+        include_rejected_text: bool = False,
+        prompt_check: str = "first",
+        timeout_s: float | None = None,
+        request_id: str = "",
+    ) -> AsyncGeneratedStream:
+        """Has the server's generator answer, and gives the checked text; see :meth:`GuardClient.generate_stream`."""
+        request = generate_stream_request(messages, path, include_rejected_text, prompt_check, request_id)
+        return AsyncGeneratedStream(lambda: self._stub.GenerateStream(request, timeout=self._limit_s(timeout_s)))
+
     async def server_info(self, *, timeout_s: float | None = None) -> ServerInfo:
         """Says what the server is and which policy it applies."""
         return await self._run(_server_info(), timeout_s)
@@ -443,14 +514,5 @@ class AsyncGuardClient(_Client):
         try:
             response = await getattr(self._stub, call.method)(call.request, timeout=self._limit_s(timeout_s))
         except grpc.RpcError as exc:
-            raise _error(exc) from exc
+            raise error_of(exc) from exc
         return call.read(response)
-
-
-async def _each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:
-    if isinstance(items, AsyncIterable):
-        async for item in items:
-            yield item
-    else:
-        for item in items:
-            yield item

@@ -15,11 +15,13 @@ The outcome, for one message:
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
+from guardrail import instruments
 from guardrail.errors import ScanError
 from guardrail.extraction import LANGUAGES, extract_code_blocks, guess_language
 from guardrail.protocols import CodeScanner
@@ -50,6 +52,7 @@ _DEFAULT_LANGUAGES = frozenset(
         "yaml",
     ]
 )
+_LONG_CHARS = 20_000
 _NOT_PROGRAMS = frozenset(
     {"console", "css", "csv", "diff", "ini", "json", "markdown", "text", "toml", "xml", "mermaid", "latex"}
 )
@@ -107,13 +110,20 @@ class CodeShield:
         Raises:
             ScanError: If the scanner failed as a whole, or answered for another number of blocks.
         """
-        found = [_blocks(conversation.last.content) for conversation in conversations]
+        texts = [conversation.last.content for conversation in conversations]
+        # Ten thousand fences take a second or two, in which other checks have to go on.
+        is_long = sum(map(len, texts)) > _LONG_CHARS
+        found = await asyncio.to_thread(list, map(_blocks, texts)) if is_long else [_blocks(text) for text in texts]
         wanted = [block for blocks in found for block in blocks if block.language in self._languages]
         started = time.perf_counter()
         results = list(await self._scanner.scan(wanted)) if wanted else []
-        elapsed = Timing(compute_ms=(time.perf_counter() - started) * 1000)
+        seconds = time.perf_counter() - started
+        elapsed = Timing(compute_ms=seconds * 1000)
         if len(results) != len(wanted):
             raise ScanError(f"expected results for {len(wanted)} blocks, got {len(results)}")
+        if wanted:
+            failed = sum(isinstance(result, ScanError) for result in results)
+            instruments.tell(instruments.BlocksScanned(len(wanted), failed, seconds))
         answers = iter(results)
         return [
             self._verdict(blocks, [next(answers) for block in blocks if block.language in self._languages], elapsed)

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import contextlib
 import logging
 import os
 import threading
 import time
 from collections.abc import Coroutine, Generator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
@@ -30,6 +32,7 @@ from guardrail import protocols
 from guardrail.deadline import Deadline
 from guardrail.errors import ClassificationError, DeadlineExceeded, GenerationError, GuardrailError
 from guardrail.policy import Policy
+from guardrail.stages import check_stage, surrounded
 from guardrail.taxonomy import HazardCategory
 from guardrail.verdict import (
     Action,
@@ -37,9 +40,11 @@ from guardrail.verdict import (
     Conversation,
     Decision,
     Exchange,
+    Message,
     ReasonKind,
     Role,
     Source,
+    Span,
     Timing,
     Verdict,
     unverified,
@@ -58,9 +63,15 @@ _MAX_FIXES = 8  # in what a generator is told
 
 @dataclass(frozen=True, slots=True)
 class CheckStep:
-    """Asks the driver to judge a conversation; the driver sends back its ``Decision``."""
+    """Asks the driver to judge a conversation's last message; the driver sends back its ``Decision``.
+
+    Attributes:
+        conversation: The message, and what was said before it.
+        code_from: Code before this offset of the message has been scanned.
+    """
 
     conversation: Conversation
+    code_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,14 +176,22 @@ class Guard:
         observers: Sequence[protocols.Observer] = (),
     ) -> None:
         self.policy = policy
+        # Asked for every message; a policy does not change.
+        self._rails_with_code = frozenset(rail for rail, rules in policy.rails.items() if rules.scans_code)
         self._classifier = classifier
         self._code_shield = code_shield
         self._observers = tuple(observers)
+        self._stage_observers = tuple(o for o in self._observers if isinstance(o, protocols.StageObserver))
 
     @property
     def source(self) -> Source:
         """The hazard classifier's model, revision and template hash."""
         return self._classifier.source
+
+    @property
+    def observers(self) -> tuple[protocols.Observer, ...]:
+        """What is told of every decision."""
+        return self._observers
 
     @property
     def scans_code(self) -> bool:
@@ -193,6 +212,17 @@ class Guard:
         """Returns a guard with the same classifiers and policy that tells these observers."""
         return Guard(self._classifier, policy=self.policy, code_shield=self._code_shield, observers=observers)
 
+    def stage(self, stage: protocols.Stage, **attributes: int) -> AbstractContextManager[object]:
+        """Surrounds a stage for the observers that see stages; for drivers of exchanges.
+
+        Args:
+            stage: Which one.
+            **attributes: Its numbers; see :class:`~guardrail.protocols.StageObserver`.
+        """
+        if not self._stage_observers:
+            return contextlib.nullcontext()
+        return surrounded(self._stage_observers, stage, attributes)
+
     def start(self) -> None:
         """Starts in the background what makes later answers come sooner; of no use to a program that checks once."""
         for part in (self._classifier, self._code_shield):
@@ -207,20 +237,23 @@ class Guard:
             if close is not None:
                 close()
 
-    async def acheck(self, conversation: Conversation, *, deadline_s: float | None = None) -> Decision:
+    async def acheck(
+        self, conversation: Conversation, *, deadline_s: float | None = None, code_from: int = 0
+    ) -> Decision:
         """Judges the last message of a conversation.
 
         Args:
             conversation: The last message is judged, those before it are context.
             deadline_s: Least of this and the policy's deadline counts, in seconds.
+            code_from: Code before this offset of the message is not scanned; hazards are judged all the same.
 
         Returns:
             The decision. A failure to judge is a decision too, as the policy says; it is never an exception.
         """
-        return (await self.acheck_many([conversation], deadline_s=deadline_s))[0]
+        return (await self.acheck_many([conversation], deadline_s=deadline_s, code_from=code_from))[0]
 
     async def acheck_many(
-        self, conversations: Sequence[Conversation], *, deadline_s: float | None = None
+        self, conversations: Sequence[Conversation], *, deadline_s: float | None = None, code_from: int = 0
     ) -> list[Decision]:
         """Judges the last message of each conversation; decision i belongs to conversation i.
 
@@ -228,19 +261,28 @@ class Guard:
             conversations: Each is judged for itself.
             deadline_s: For all of them together; least of this and the policy's deadline, which counts once for each
                 message, in seconds.
+            code_from: As in :meth:`acheck`, for each of them.
         """
         deadline = self._deadline(deadline_s, checks=len(conversations))
+        with self.stage(check_stage(conversations), messages=len(conversations)):
+            return await self._decide_many(conversations, deadline, code_from)
+
+    async def _decide_many(
+        self, conversations: Sequence[Conversation], deadline: Deadline, code_from: int
+    ) -> list[Decision]:
         # Hazards of all messages, and code where the policy asks for it; each verdict knows the message it is about.
         unreadable = {i: detail for i, c in enumerate(conversations) if (detail := _unreadable(c))}
         readable = [i for i in range(len(conversations)) if i not in unreadable]
         jobs = [self._judge(self._classifier, [conversations[i] for i in readable], deadline)]
-        with_code = [i for i in readable if self.policy.rails[conversations[i].rail].scans_code]
-        if self._code_shield is not None:
-            jobs.append(self._judge(self._code_shield, [conversations[i] for i in with_code], deadline))
+        with_code = [i for i in readable if conversations[i].rail in self._rails_with_code]
+        if self._code_shield is not None and with_code:
+            jobs.append(self._judge_code(self._code_shield, [conversations[i] for i in with_code], deadline, code_from))
         verdicts: list[list[Verdict]] = [[] for _ in conversations]
         for i, detail in unreadable.items():
             verdicts[i].append(unverified(self._classifier.source, detail))
-        for indices, judged in zip((readable, with_code), await asyncio.gather(*jobs), strict=False):
+        # A task for each is for two judges side by side; most messages have one.
+        results = [await jobs[0]] if len(jobs) == 1 else await asyncio.gather(*jobs)
+        for indices, judged in zip((readable, with_code), results, strict=False):
             for i, verdict in zip(indices, judged, strict=True):
                 verdicts[i].append(verdict)
         decisions = [self.policy.decide(c.rail, v, path=c.path) for c, v in zip(conversations, verdicts, strict=True)]
@@ -248,15 +290,18 @@ class Guard:
             self._notify(decision)
         return decisions
 
-    def check(self, conversation: Conversation, *, deadline_s: float | None = None) -> Decision:
+    def check(self, conversation: Conversation, *, deadline_s: float | None = None, code_from: int = 0) -> Decision:
         """Judges the last message of a conversation; :meth:`acheck` for callers without an event loop."""
-        return self.check_many([conversation], deadline_s=deadline_s)[0]
+        return self.check_many([conversation], deadline_s=deadline_s, code_from=code_from)[0]
 
-    def check_many(self, conversations: Sequence[Conversation], *, deadline_s: float | None = None) -> list[Decision]:
+    def check_many(
+        self, conversations: Sequence[Conversation], *, deadline_s: float | None = None, code_from: int = 0
+    ) -> list[Decision]:
         """Judges the last message of each conversation; :meth:`acheck_many` for callers without an event loop."""
         limit_s = self._limit_s(deadline_s, checks=len(conversations))
         try:
-            return _portal.call(self.acheck_many(conversations, deadline_s=limit_s), limit_s + _SYNC_GRACE_S)
+            work = self.acheck_many(conversations, deadline_s=limit_s, code_from=code_from)
+            return _portal.call(work, limit_s + _SYNC_GRACE_S)
         except concurrent.futures.TimeoutError:
             # A classifier blocks the engine's event loop; nobody else is left to say so.
             lost = unverified(self._classifier.source, f"no answer within {limit_s:g} s")
@@ -289,9 +334,12 @@ class Guard:
                 if isinstance(step, CheckStep):
                     result = await self.acheck(step.conversation, deadline_s=deadline.remaining_s)
                 else:
-                    generating = generator.generate(step.conversation, attempt=step.attempt, feedback=step.feedback)
                     try:
-                        result = require_text(await deadline.bound(generating))
+                        with self.stage(protocols.Stage.GENERATION, attempt=step.attempt):
+                            generating = generator.generate(
+                                step.conversation, attempt=step.attempt, feedback=step.feedback
+                            )
+                            result = require_text(await deadline.bound(generating))
                     except DeadlineExceeded as exc:
                         step = exchange.throw(exc)
                         continue
@@ -323,7 +371,8 @@ class Guard:
                 if isinstance(step, CheckStep):
                     result = self.check(step.conversation, deadline_s=deadline.remaining_s)
                 else:
-                    result = require_text(generate(step.conversation, attempt=step.attempt, feedback=step.feedback))
+                    with self.stage(protocols.Stage.GENERATION, attempt=step.attempt):
+                        result = require_text(generate(step.conversation, attempt=step.attempt, feedback=step.feedback))
                     try:
                         deadline.require()
                     except DeadlineExceeded as exc:
@@ -332,6 +381,26 @@ class Guard:
                 step = exchange.send(result)
         except StopIteration as done:
             return _exchange(done)
+
+    async def _judge_code(
+        self,
+        code_shield: protocols.HazardClassifier,
+        conversations: Sequence[Conversation],
+        deadline: Deadline,
+        code_from: int,
+    ) -> list[Verdict]:
+        """Asks the code shield about what stands behind an offset; spans count from the start of the message."""
+        if not conversations:
+            return []
+        if code_from == 0:
+            with self.stage(protocols.Stage.CODE_SCAN, messages=len(conversations)):
+                return await self._judge(code_shield, conversations, deadline)
+        rests = [
+            Conversation((*c.messages[:-1], Message(c.last.role, c.last.content[code_from:])), c.path)
+            for c in conversations
+        ]
+        with self.stage(protocols.Stage.CODE_SCAN, messages=len(rests)):
+            return [_moved(verdict, code_from) for verdict in await self._judge(code_shield, rests, deadline)]
 
     async def _judge(
         self, classifier: protocols.HazardClassifier, conversations: Sequence[Conversation], deadline: Deadline
@@ -396,6 +465,15 @@ def _unreadable(conversation: Conversation) -> str | None:
         except UnicodeEncodeError as exc:
             return f"the {message.role.value} message is not valid Unicode: lone surrogate at offset {exc.start}"
     return None
+
+
+def _moved(verdict: Verdict, offset: int) -> Verdict:
+    """Returns a verdict whose findings stand so much further in the text."""
+    if not verdict.findings:
+        return verdict
+    spans = [Span(finding.span.start + offset, finding.span.end + offset) for finding in verdict.findings]
+    moved = (replace(finding, span=span) for finding, span in zip(verdict.findings, spans, strict=True))
+    return replace(verdict, findings=tuple(moved))
 
 
 def _sound(verdict: Verdict, source: Source) -> Verdict:

@@ -6,13 +6,24 @@ Every method is a coroutine that may be awaited from any event loop, and does no
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from enum import Enum
+from typing import Protocol, runtime_checkable
 
 from guardrail.errors import ScanError
 from guardrail.verdict import Assessment, CodeBlock, Conversation, Decision, Finding, GuardPrompt, Source, Verdict
 
-__all__ = ["CodeScanner", "Generator", "GuardModel", "HazardClassifier", "Observer"]
+__all__ = [
+    "CodeScanner",
+    "Generator",
+    "GuardModel",
+    "HazardClassifier",
+    "Observer",
+    "Stage",
+    "StageObserver",
+    "StreamingGenerator",
+]
 
 
 class HazardClassifier(Protocol):
@@ -77,9 +88,49 @@ class Generator(Protocol):
         ...
 
 
+class StreamingGenerator(Generator, Protocol):
+    """A generator that can give its answer while it is written."""
+
+    def stream(self, conversation: Conversation, *, attempt: int, feedback: str | None) -> AsyncIterator[str]:
+        """Answers the conversation's last message, in pieces; closing the iterator ends the work.
+
+        Args:
+            conversation: Ends with the user's message.
+            attempt: From 1.
+            feedback: As in :meth:`Generator.generate`.
+
+        Raises:
+            GenerationError: If there is no answer, or no more of it.
+        """
+        ...
+
+
 class Observer(Protocol):
     """Is told what was decided; implemented by telemetry."""
 
     def decided(self, decision: Decision) -> None:
         """Takes note of a decision; must be quick and must not raise."""
+        ...
+
+
+class Stage(str, Enum):
+    """What a guard does for a request, one after another or one within another."""
+
+    PROMPT_CHECK = "prompt_check"
+    GENERATION = "generation"
+    RESPONSE_CHECK = "response_check"
+    CODE_SCAN = "code_scan"
+
+
+@runtime_checkable
+class StageObserver(Observer, Protocol):
+    """An observer that also sees when stages begin and end."""
+
+    def stage(self, stage: Stage, attributes: Mapping[str, int]) -> AbstractContextManager[object]:
+        """Surrounds a stage; must be quick and must not raise anything of its own.
+
+        Args:
+            stage: Which one.
+            attributes: ``messages`` of a check or a scan, ``attempt`` of a generation, from 1.
+        """
         ...

@@ -64,6 +64,18 @@ class HazardCategory(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     HAZARD_CATEGORY_HATE: _ClassVar[HazardCategory]
     HAZARD_CATEGORY_SUICIDE_SELF_HARM: _ClassVar[HazardCategory]
     HAZARD_CATEGORY_SEXUAL_CONTENT: _ClassVar[HazardCategory]
+
+class Release(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    RELEASE_UNSPECIFIED: _ClassVar[Release]
+    RELEASE_CHECKED: _ClassVar[Release]
+    RELEASE_IMMEDIATELY: _ClassVar[Release]
+
+class PromptCheck(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROMPT_CHECK_UNSPECIFIED: _ClassVar[PromptCheck]
+    PROMPT_CHECK_FIRST: _ClassVar[PromptCheck]
+    PROMPT_CHECK_PARALLEL: _ClassVar[PromptCheck]
 ROLE_UNSPECIFIED: Role
 ROLE_SYSTEM: Role
 ROLE_USER: Role
@@ -101,6 +113,12 @@ HAZARD_CATEGORY_INDISCRIMINATE_WEAPONS: HazardCategory
 HAZARD_CATEGORY_HATE: HazardCategory
 HAZARD_CATEGORY_SUICIDE_SELF_HARM: HazardCategory
 HAZARD_CATEGORY_SEXUAL_CONTENT: HazardCategory
+RELEASE_UNSPECIFIED: Release
+RELEASE_CHECKED: Release
+RELEASE_IMMEDIATELY: Release
+PROMPT_CHECK_UNSPECIFIED: PromptCheck
+PROMPT_CHECK_FIRST: PromptCheck
+PROMPT_CHECK_PARALLEL: PromptCheck
 
 class Message(_message.Message):
     __slots__ = ("role", "content")
@@ -333,6 +351,72 @@ class GenerateResponse(_message.Message):
     prompt_decision: Decision
     attempts: _containers.RepeatedCompositeFieldContainer[Attempt]
     def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., is_blocked: _Optional[bool] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., prompt_decision: _Optional[_Union[Decision, _Mapping]] = ..., attempts: _Optional[_Iterable[_Union[Attempt, _Mapping]]] = ...) -> None: ...
+
+class ModerateConfig(_message.Message):
+    __slots__ = ("request_id", "messages", "path", "release", "stop_early")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    STOP_EARLY_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    path: str
+    release: Release
+    stop_early: bool
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., path: _Optional[str] = ..., release: _Optional[_Union[Release, str]] = ..., stop_early: _Optional[bool] = ...) -> None: ...
+
+class ModerateRequest(_message.Message):
+    __slots__ = ("config", "delta")
+    CONFIG_FIELD_NUMBER: _ClassVar[int]
+    DELTA_FIELD_NUMBER: _ClassVar[int]
+    config: ModerateConfig
+    delta: str
+    def __init__(self, config: _Optional[_Union[ModerateConfig, _Mapping]] = ..., delta: _Optional[str] = ...) -> None: ...
+
+class ModerateResponse(_message.Message):
+    __slots__ = ("request_id", "release", "checked_through", "released_through", "findings", "is_halted", "decision", "decided_through")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    CHECKED_THROUGH_FIELD_NUMBER: _ClassVar[int]
+    RELEASED_THROUGH_FIELD_NUMBER: _ClassVar[int]
+    FINDINGS_FIELD_NUMBER: _ClassVar[int]
+    IS_HALTED_FIELD_NUMBER: _ClassVar[int]
+    DECISION_FIELD_NUMBER: _ClassVar[int]
+    DECIDED_THROUGH_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    release: Release
+    checked_through: int
+    released_through: int
+    findings: _containers.RepeatedCompositeFieldContainer[Finding]
+    is_halted: bool
+    decision: Decision
+    decided_through: int
+    def __init__(self, request_id: _Optional[str] = ..., release: _Optional[_Union[Release, str]] = ..., checked_through: _Optional[int] = ..., released_through: _Optional[int] = ..., findings: _Optional[_Iterable[_Union[Finding, _Mapping]]] = ..., is_halted: _Optional[bool] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., decided_through: _Optional[int] = ...) -> None: ...
+
+class GenerateStreamRequest(_message.Message):
+    __slots__ = ("request_id", "messages", "include_rejected_text", "path", "prompt_check")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MESSAGES_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_REJECTED_TEXT_FIELD_NUMBER: _ClassVar[int]
+    PATH_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CHECK_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    messages: _containers.RepeatedCompositeFieldContainer[Message]
+    include_rejected_text: bool
+    path: str
+    prompt_check: PromptCheck
+    def __init__(self, request_id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., include_rejected_text: _Optional[bool] = ..., path: _Optional[str] = ..., prompt_check: _Optional[_Union[PromptCheck, str]] = ...) -> None: ...
+
+class GenerateStreamResponse(_message.Message):
+    __slots__ = ("request_id", "text", "exchange")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    EXCHANGE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    text: str
+    exchange: GenerateResponse
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., exchange: _Optional[_Union[GenerateResponse, _Mapping]] = ...) -> None: ...
 
 class Attempt(_message.Message):
     __slots__ = ("number", "text", "decision", "feedback")

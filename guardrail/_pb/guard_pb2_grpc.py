@@ -55,6 +55,16 @@ class GuardServiceStub:
                 request_serializer=guardrail_dot___pb_dot_guard__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=guardrail_dot___pb_dot_guard__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Moderate = channel.stream_stream(
+                '/guardrail.v1.GuardService/Moderate',
+                request_serializer=guardrail_dot___pb_dot_guard__pb2.ModerateRequest.SerializeToString,
+                response_deserializer=guardrail_dot___pb_dot_guard__pb2.ModerateResponse.FromString,
+                _registered_method=True)
+        self.GenerateStream = channel.unary_stream(
+                '/guardrail.v1.GuardService/GenerateStream',
+                request_serializer=guardrail_dot___pb_dot_guard__pb2.GenerateStreamRequest.SerializeToString,
+                response_deserializer=guardrail_dot___pb_dot_guard__pb2.GenerateStreamResponse.FromString,
+                _registered_method=True)
         self.GetServerInfo = channel.unary_unary(
                 '/guardrail.v1.GuardService/GetServerInfo',
                 request_serializer=guardrail_dot___pb_dot_guard__pb2.GetServerInfoRequest.SerializeToString,
@@ -97,6 +107,23 @@ class GuardServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Moderate(self, request_iterator, context):
+        """Judges an answer while it is written. The client sends a config and then text deltas, and half-closes at the end of
+        the answer. The server says how far the text may be shown as it goes, and ends with one decision about the whole
+        text. Where a client asks for that, it ends at text that is not allowed, with the decision about what has come.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GenerateStream(self, request, context):
+        """Answers a conversation as Generate does, and gives the checked text as it is released. The last message of the
+        stream holds the exchange; text that came before it was checked, also where the exchange is blocked.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetServerInfo(self, request, context):
         """Says what the server is and which policy it applies. Answered before the server is ready, too.
         """
@@ -126,6 +153,16 @@ def add_GuardServiceServicer_to_server(servicer, server):
                     servicer.Generate,
                     request_deserializer=guardrail_dot___pb_dot_guard__pb2.GenerateRequest.FromString,
                     response_serializer=guardrail_dot___pb_dot_guard__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Moderate': grpc.stream_stream_rpc_method_handler(
+                    servicer.Moderate,
+                    request_deserializer=guardrail_dot___pb_dot_guard__pb2.ModerateRequest.FromString,
+                    response_serializer=guardrail_dot___pb_dot_guard__pb2.ModerateResponse.SerializeToString,
+            ),
+            'GenerateStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.GenerateStream,
+                    request_deserializer=guardrail_dot___pb_dot_guard__pb2.GenerateStreamRequest.FromString,
+                    response_serializer=guardrail_dot___pb_dot_guard__pb2.GenerateStreamResponse.SerializeToString,
             ),
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
@@ -242,6 +279,60 @@ class GuardService:
             '/guardrail.v1.GuardService/Generate',
             guardrail_dot___pb_dot_guard__pb2.GenerateRequest.SerializeToString,
             guardrail_dot___pb_dot_guard__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Moderate(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/guardrail.v1.GuardService/Moderate',
+            guardrail_dot___pb_dot_guard__pb2.ModerateRequest.SerializeToString,
+            guardrail_dot___pb_dot_guard__pb2.ModerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GenerateStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/guardrail.v1.GuardService/GenerateStream',
+            guardrail_dot___pb_dot_guard__pb2.GenerateStreamRequest.SerializeToString,
+            guardrail_dot___pb_dot_guard__pb2.GenerateStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

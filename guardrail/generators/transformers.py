@@ -2,7 +2,7 @@
 
 ::
 
-    Conversation ─▶ chat template with placeholders ─▶ token ids ─▶ generate ─▶ text
+    Conversation ─▶ chat template with placeholders ─▶ token ids ─▶ generate ─▶ text, token by token
                                                        (one thread owns the model)
 
 As in the guard prompt, user text is data: messages stand in the template by placeholders and are tokenised apart with
@@ -19,6 +19,7 @@ import asyncio
 import importlib.util
 import secrets
 import threading
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -114,14 +115,38 @@ class TransformersGenerator:
         Raises:
             GenerationError: If there is no answer.
         """
+        return "".join([text async for text in self.stream(conversation, attempt=attempt, feedback=feedback)])
+
+    async def stream(self, conversation: Conversation, *, attempt: int, feedback: str | None) -> AsyncIterator[str]:
+        """Answers the conversation's last message while the model writes; closing it ends the work at the next token.
+
+        Args:
+            conversation: Ends with the user's message.
+            attempt: From 1; the model is not told.
+            feedback: Goes to the end of the user's message.
+
+        Raises:
+            GenerationError: If there is no answer, or no more of it.
+        """
+        loop = asyncio.get_running_loop()
         is_cancelled = threading.Event()
-        work = asyncio.get_running_loop().run_in_executor(
-            self._thread, self._answer, chat_messages(conversation, feedback), is_cancelled
+        texts: asyncio.Queue[str | None] = asyncio.Queue()
+
+        def emit(text: str) -> None:
+            loop.call_soon_threadsafe(texts.put_nowait, text)
+
+        work = loop.run_in_executor(
+            self._thread, self._answer, chat_messages(conversation, feedback), is_cancelled, emit
         )
+        work.add_done_callback(lambda _: texts.put_nowait(None))
         try:
-            return await work
+            while (text := await texts.get()) is not None:
+                yield text
+            await work
         finally:
             is_cancelled.set()
+            # Nobody asks any more for the error of an answer that is left.
+            work.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def close(self) -> None:
         """Ends the thread when its current answer is done, and lets go of the weights."""
@@ -155,8 +180,10 @@ class TransformersGenerator:
         ids += self._template_tokenizer.encode(shape, add_special_tokens=False).ids
         return ids
 
-    def _answer(self, messages: list[dict[str, str]], is_cancelled: threading.Event) -> str:
-        """Runs the model; in the generator's thread."""
+    def _answer(
+        self, messages: list[dict[str, str]], is_cancelled: threading.Event, emit: Callable[[str], None]
+    ) -> None:
+        """Runs the model and emits its text; in the generator's thread."""
         import torch
 
         if is_cancelled.is_set():
@@ -177,13 +204,64 @@ class TransformersGenerator:
             # int64 [1, tokens], on the model's first device
             prompt = torch.tensor([ids], device=self._model.device)
             with torch.inference_mode():
-                output = self._model.generate(
+                self._model.generate(
                     prompt,
                     attention_mask=torch.ones_like(prompt),
                     max_new_tokens=self._max_new_tokens,
                     stopping_criteria=[stop],
                     pad_token_id=pad_id,
+                    streamer=_Streamer(tokenizer, emit),
                 )
         except Exception as exc:
             raise GenerationError(f"the model failed on {len(ids)} tokens: {type(exc).__name__}") from exc
-        return str(tokenizer.decode(output[0, len(ids) :], skip_special_tokens=True)).strip()
+
+
+class _Streamer:
+    """Takes token ids as the model gives them and emits the text that they add; what ``generate`` calls a streamer.
+
+    A token's text depends on the one before it, and a letter may take several tokens: the text of the last ones is
+    decoded with those before them, and waits while its end is no whole letter. White space at both ends is left out.
+
+    Args:
+        tokenizer: Decodes.
+        emit: Takes text.
+    """
+
+    def __init__(self, tokenizer: Any, emit: Callable[[str], None]) -> None:
+        self._tokenizer = tokenizer
+        self._emit = emit
+        self._ids: list[int] = []
+        # Tokens before _read are emitted; those from _context on are decoded again with the next.
+        self._context = self._read = 0
+        self._has_begun = self._has_prompt = False
+        self._space = ""
+
+    def put(self, value: Any) -> None:
+        """Takes ids; the first are the prompt's."""
+        if not self._has_prompt:
+            self._has_prompt = True
+            return
+        self._ids += [int(token) for token in value.reshape(-1)]
+        self._write(is_last=False)
+
+    def end(self) -> None:
+        """Emits what is left."""
+        self._write(is_last=True)
+
+    def _write(self, *, is_last: bool) -> None:
+        before = self._decode(self._ids[self._context : self._read])
+        text = self._decode(self._ids[self._context :])
+        if len(text) <= len(before) or (text.endswith("\ufffd") and not is_last):
+            return
+        self._context, self._read = self._read, len(self._ids)
+        new = self._space + text[len(before) :]
+        if not self._has_begun:
+            new = new.lstrip()
+        kept = new.rstrip()
+        self._space = new[len(kept) :]
+        if kept:
+            self._has_begun = True
+            self._emit(kept)
+
+    def _decode(self, ids: list[int]) -> str:
+        return str(self._tokenizer.decode(ids, skip_special_tokens=True))

@@ -52,8 +52,10 @@ class Judgement:
     @property
     def is_complete(self) -> bool:
         """Whether every classifier that was asked gave an answer; code without rules is counted apart."""
-        verdicts = self.decision.verdicts
-        return bool(verdicts) and all(v.outcome is not Outcome.UNVERIFIED or v.unscanned for v in verdicts)
+        for verdict in self.decision.verdicts:
+            if verdict.outcome is Outcome.UNVERIFIED and not verdict.unscanned:
+                return False
+        return bool(self.decision.verdicts)
 
 
 @dataclass(frozen=True, slots=True)

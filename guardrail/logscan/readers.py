@@ -30,6 +30,8 @@ __all__ = ["Position", "Record", "cuts_of", "read_log", "read_rows"]
 # Bounds memory where a file has no line ends at all; the csv module's own limit, 128 KiB, is less than chats have.
 _MAX_LINE_BYTES = 64 * 1024 * 1024
 
+_BLOCK_BYTES = 1024 * 1024  # in which line ends are counted
+
 _TEXTS = ("text", "prompt", "response")
 
 _BOM = b"\xef\xbb\xbf"
@@ -124,11 +126,23 @@ def cuts_of(source: Input, every: int) -> Iterator[Position]:
         lines = _Lines(stream)
         if not stream.is_plain or _is_csv(source.name, lines):
             return
+        stream.file.seek(0)
         cut: Position | None = None
-        for _ in lines:
+        line = before = 0  # lines, and bytes, before the block
+        while block := stream.file.read(_BLOCK_BYTES):
             if cut is not None:  # there is a line behind it
                 yield cut
-            cut = Position(lines.number, lines.end_byte) if lines.number % every == 0 else None
+                cut = None
+            count, at = block.count(b"\n"), 0
+            # Line ends are counted in whole blocks; where one is looked for, it is a cut.
+            for number in range(line - line % every + every, line + count + 1, every):
+                for _ in range(number - max(line, number - every)):
+                    at = block.index(b"\n", at) + 1
+                cut = Position(number, before + at)
+                if at < len(block):
+                    yield cut
+                    cut = None
+            line, before = line + count, before + len(block)
 
 
 class _Maker:
@@ -275,7 +289,7 @@ def _jsonl_records(make: _Maker, lines: _Lines) -> Iterator[Record]:
         except _Damaged:
             yield make.bad(_DAMAGED, lines.number, lines.end_byte)
             return
-        if line is not None and not line.strip():
+        if line is not None and line.isspace():
             continue
         try:
             columns = _json_columns(line)
@@ -288,11 +302,7 @@ def _jsonl_records(make: _Maker, lines: _Lines) -> Iterator[Record]:
 def _json_columns(line: bytes | None) -> dict[str, Any]:
     if line is None:
         raise InvalidInput(_overlong())
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as exc:
-        raise InvalidInput(f"not UTF-8: byte {exc.start + 1} of {len(line)} in the line") from exc
-    columns = parse_json(text.rstrip("\r\n"))
+    columns = parse_json(line)
     if not isinstance(columns, dict):
         raise InvalidInput(f"expected a JSON object in each line, got {type(columns).__name__}")
     return columns

@@ -26,6 +26,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, NoReturn
 
+from pydantic_core import from_json
+
 from guardrail.errors import InvalidInput
 from guardrail.verdict import Conversation, Message, Role
 
@@ -172,6 +174,8 @@ def turns_of(columns: Mapping[str, Any], layout: Layout) -> list[tuple[int, Conv
     given = {name: value for name, value in columns.items() if value is not None}
     numbered, last = _messages(given, columns, layout)
     for _, message in numbered:
+        if message.content.isascii():  # known without looking at the text, which encoding it is not
+            continue
         try:
             message.content.encode()
         except UnicodeEncodeError as exc:
@@ -179,7 +183,7 @@ def turns_of(columns: Mapping[str, Any], layout: Layout) -> list[tuple[int, Conv
             raise InvalidInput(
                 f"message {number} of {len(numbered)} is not valid Unicode: lone surrogate at offset {exc.start}"
             ) from exc
-    messages = tuple(message for _, message in numbered)
+    messages = tuple([message for _, message in numbered])
     if layout.turns is Turns.LAST:
         return [(last, Conversation(messages))]
     judged = (Role.ASSISTANT,) if layout.turns is Turns.ASSISTANT else (Role.USER, Role.ASSISTANT)
@@ -213,12 +217,25 @@ def content_hash(conversation: Conversation) -> str:
     return hashlib.sha256("".join(parts).encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str | bytes) -> Any:
     """Reads JSON as RFC 8259 has it: no ``NaN``, no ``Infinity``.
+
+    Args:
+        text: As bytes in UTF-8, perhaps with a line's end behind it.
 
     Raises:
         InvalidInput: If it is not JSON; the message gives the place and none of the text.
     """
+    try:
+        # Pydantic's own parser takes a quarter of the time. What it takes, it reads as the json module does.
+        return from_json(text, allow_inf_nan=False)
+    except (ValueError, TypeError):
+        pass  # It also refuses lone surrogates (TypeError); what is really no JSON fails again, with words of ours.
+    if isinstance(text, bytes):
+        try:
+            text = text.decode("utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as exc:
+            raise InvalidInput(f"not UTF-8: byte {exc.start + 1} of {len(text)} in the line") from exc
     try:
         return _DECODER.decode(text)
     except json.JSONDecodeError as exc:

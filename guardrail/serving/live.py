@@ -25,5 +25,5 @@ class LiveGuard:
 
     def replace_policy(self, policy: Policy) -> None:
         """Lets calls that begin from now on be decided by another policy; verdicts stay as they are."""
-        self.guard = self.guard.with_policy(policy)
-        self.code_guard = self.guard.for_code()
+        guard = self.guard.with_policy(policy)
+        self.guard, self.code_guard = guard, guard.for_code()

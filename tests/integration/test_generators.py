@@ -255,6 +255,55 @@ class TestTransformersGenerator:
         assert await llama.generate(HELLO, attempt=2, feedback=None) == first
         assert isinstance(await llama.generate(HELLO, attempt=2, feedback="otherwise"), str)
 
+    @pytest.mark.parametrize("size", [1, 4])
+    async def test_a_stream_gives_the_same_text_in_pieces(
+        self, llama: TransformersGenerator, monkeypatch: pytest.MonkeyPatch, size: int
+    ) -> None:
+        """Joined it is what ``generate`` returns, with letters of several tokens whole and no space around it."""
+        script = "  Größe 🙂, naïve: 短い文。 done \n "
+        ids = llama._data_tokenizer.encode(script).ids
+        steps = [ids[at : at + size] for at in range(0, len(ids), size)]
+
+        def write(prompt: Any, *, streamer: Any, **_: Any) -> None:
+            import torch
+
+            streamer.put(prompt)
+            for step in steps:
+                streamer.put(torch.tensor([step]))
+            streamer.end()
+
+        monkeypatch.setattr(llama._model, "generate", write)
+        pieces = [text async for text in llama.stream(HELLO, attempt=1, feedback=None)]
+        assert "".join(pieces) == script.strip() == await llama.generate(HELLO, attempt=1, feedback=None)
+        assert len(pieces) > 1
+        assert "\ufffd" not in "".join(pieces)
+
+    async def test_the_model_s_own_stream_is_its_answer(self, llama: TransformersGenerator) -> None:
+        """With real decoding, which skips special tokens."""
+        pieces = [text async for text in llama.stream(HELLO, attempt=1, feedback=None)]
+        assert "".join(pieces) == await llama.generate(HELLO, attempt=1, feedback=None)
+
+    async def test_a_stream_that_is_closed_ends_the_work(
+        self, llama: TransformersGenerator, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """The model is told to stop at its next token, and the thread takes the next question."""
+        stopped = threading.Event()
+
+        def write(prompt: Any, *, streamer: Any, stopping_criteria: Any, **_: Any) -> None:
+            streamer.put(prompt)
+            ids = llama._data_tokenizer.encode("abc ").ids
+            while not stopping_criteria[0](prompt, None).all():
+                streamer.put(prompt.new_tensor([ids]))
+            stopped.set()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(llama._model, "generate", write)
+            stream = llama.stream(HELLO, attempt=1, feedback=None)
+            assert (await anext(stream)).startswith("abc")
+            await stream.aclose()
+            assert await asyncio.to_thread(stopped.wait, 10)
+        assert isinstance(await llama.generate(HELLO, attempt=1, feedback=None), str)
+
     def test_the_prompt_is_the_template_s(self, llama: TransformersGenerator, tiny_llama: Path) -> None:
         """For ordinary text the ids are those of the tokenizer's own chat template."""
         from transformers import AutoTokenizer

@@ -281,7 +281,7 @@ class TestCheck:
         """RESOURCE_EXHAUSTED at once, with RetryInfo for every client and retry_after_s for ours."""
         gated = GatedClassifier()
         async with (
-            served(gated, max_in_flight=1, retry_after_s=2.5) as server,
+            served(gated, max_in_flight=1, max_waiting=0, retry_after_s=2.5) as server,
             client_of(server) as client,
             channel_to(server) as channel,
         ):
@@ -629,7 +629,9 @@ class TestReflection:
         async with served() as server:
             services, methods = await asyncio.to_thread(look, server.port)
         assert {SERVICE, "grpc.health.v1.Health"} <= set(services)
-        assert methods == ["Check", "CheckBatch", "ScanCode", "Generate", "GetServerInfo"]
+        assert methods == [
+            *("Check", "CheckBatch", "ScanCode", "Generate", "Moderate", "GenerateStream", "GetServerInfo")
+        ]
 
     async def test_reflection_can_be_off(self) -> None:
         """Then its methods are not there."""

@@ -29,6 +29,7 @@ from guardrail.errors import (
     Unavailable,
 )
 from guardrail.policy import Policy
+from guardrail.progress import Progress, Release
 from guardrail.taxonomy import HazardCategory
 from guardrail.verdict import (
     Action,
@@ -96,6 +97,18 @@ decisions = st.builds(
 )
 attempts = st.builds(Attempt, st.integers(1, 20), texts, decisions, st.none() | texts)
 exchanges = st.builds(Exchange, texts, decisions, decisions, st.lists(attempts, max_size=2).map(tuple))
+progresses = st.builds(
+    lambda release, checked, more, **rest: Progress(
+        release, checked, checked + more if release is Release.IMMEDIATELY else checked, **rest
+    ),
+    st.sampled_from(Release),
+    st.integers(0, 2**31),
+    st.integers(0, 9),
+    findings=st.lists(findings, max_size=2).map(tuple),
+    is_halted=st.booleans(),
+    decision=st.none() | decisions,
+    decided_through=offsets,
+)
 conversations = st.builds(
     lambda before, last: Conversation((*before, last)),
     st.lists(st.builds(Message, st.sampled_from(Role), texts), max_size=3),
@@ -139,8 +152,22 @@ class TestValues:
         """Roles and contents, in order."""
         assert wire.conversation_from_wire(wire.conversation_to_wire(conversation)) == conversation
 
+    @given(progresses)
+    def test_progress_comes_back_whole(self, progress: Progress) -> None:
+        """With the mode of its stream, its findings, and a decision where it has one."""
+        message = wire.progress_to_wire(progress, request_id="r")
+        assert message.request_id == "r"
+        assert wire.progress_from_wire(pb.ModerateResponse.FromString(message.SerializeToString())) == progress
+
 
 class TestStrictReading:
+    @pytest.mark.parametrize("number", [0, 99])
+    def test_a_stream_of_an_unknown_mode_holds_text_back(self, number: int) -> None:
+        """What may be shown ends at what was checked, whatever else the message says."""
+        message = pb.ModerateResponse(release=number, checked_through=3, released_through=9)  # type: ignore[arg-type]
+        progress = wire.progress_from_wire(message)
+        assert (progress.release, progress.released_through) == (Release.CHECKED, 3)
+
     def test_an_empty_message_is_a_block(self) -> None:
         """What says nothing allows nothing."""
         decision = wire.decision_from_wire(pb.Decision())
