@@ -17,7 +17,7 @@ from guardrail.errors import ScanError
 from guardrail.shield.rulebook import CANARY_RULE, Rule
 from guardrail.shield.targets import Target, encode
 
-__all__ = ["Hit", "Match", "Result", "Run", "judge", "read_report"]
+__all__ = ["Hit", "Match", "Result", "Run", "is_scrap", "judge", "read_report"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +176,7 @@ def _kind(error: dict[str, Any]) -> str:
 
 
 def _is_harmless(error: dict[str, Any], target: Target) -> bool:
-    """Whether the text that the parser dropped is too little to hold a weakness.
-
-    It holds no call, no assignment, no string, and nothing of an object: ``{{ __html: html }}`` in JSX is one.
-    """
+    """Whether all that the parser dropped are scraps."""
     spans = error.get("spans")
     if _kind(error) != "PartialParsing" or not spans or len(spans) > 4:
         return False
@@ -188,11 +185,19 @@ def _is_harmless(error: dict[str, Any], target: Target) -> bool:
         first, last = span["start"]["line"] - 1, span["end"]["line"] - 1
         if last != first or not 0 <= first < len(lines):
             return False
-        line = encode(lines[first])[span["start"]["col"] - 1 : span["end"]["col"] - 1]
-        text = line.rstrip().removesuffix(b"{")  # what it opens was not dropped
-        if len(line) > 30 or any(char in b"(={:+`$%@&*\"'\\" for char in text):
+        dropped = encode(lines[first])[span["start"]["col"] - 1 : span["end"]["col"] - 1]
+        if not is_scrap(dropped.decode("utf-8", "replace")):
             return False
     return True
+
+
+def is_scrap(dropped: str) -> bool:
+    """Whether text that a parser dropped is too little to hold a weakness.
+
+    It holds no call, no assignment, no string, and nothing of an object: ``{{ __html: html }}`` in JSX is one.
+    """
+    text = dropped.rstrip().removesuffix("{")  # what it opens was not dropped
+    return len(dropped) <= 30 and "\n" not in dropped and not any(char in "(={:+`$%@&*\"'\\" for char in text)
 
 
 def offsets(data: bytes) -> Callable[[int], int]:

@@ -4,9 +4,10 @@ Semgrep fails quietly: it skips files, drops what its parsers do not understand,
 run that scanned nothing must never read as clean*, so a block is verified only when semgrep says that it scanned it,
 the canary written behind it was found, and nothing was lost in parsing (:mod:`guardrail.shield.report`).
 
-A block that fails is scanned once more with its variants (:mod:`guardrail.shield.targets`); the first one that passes
-counts, and what any reading of the block found is kept: a repair may not talk a finding away. What still fails becomes
-a :class:`~guardrail.shield.PartialScan` with the findings of the part that was understood.
+A block is scanned as a parser says that it will be understood (:mod:`guardrail.shield.likely`), then in its other
+variants (:mod:`guardrail.shield.targets`); the first one that passes counts, and what any reading before it found is
+kept: a repair may not talk a finding away. What still fails becomes a :class:`~guardrail.shield.PartialScan` with the
+findings of the part that was understood.
 
 From the second call on there are two shorter ways. A block in which no rule can match (:mod:`guardrail.shield.gate`) is
 done; a few blocks at a time go to processes that keep running (:mod:`guardrail.shield.warm`). Both are started in the
@@ -40,6 +41,7 @@ from guardrail.errors import ScanError
 from guardrail.shield import PartialScan, TooSlow
 from guardrail.shield.gate import Gate
 from guardrail.shield.install import find_semgrep, read_version
+from guardrail.shield.likely import choose
 from guardrail.shield.oneshot import scan_files
 from guardrail.shield.report import Hit, Result, Run, in_order, judge
 from guardrail.shield.rulebook import RULES, Rule, Rulebook
@@ -55,6 +57,7 @@ _CACHE_SIZE = 4096
 _THREADS = 8  # they mostly wait for semgrep processes, of which there are few
 _SLOW_S = 5.0  # of the slow lane, for a block of a few lines
 _SLOW_CHARS_S = 20_000  # each so many characters of it have a second more
+_PARTLY = "semgrep did not understand all of it"
 _MOST_FINDINGS = 500  # of a block; a block with more is not worth reading on
 _FEW_BLOCKS = 16  # more of them are faster in one process that is started for them
 _ROUNDS = ((0, 1), (1, 4), (4, None))  # how many of a block's files are scanned together
@@ -191,7 +194,7 @@ class SemgrepScanner:
             scan.result()
             return job
         scan.cancel()
-        return _Job(job.code, job.targets, hits=set(job.hits), is_lost=True)  # its own: the scan may still write
+        return _Job(job.code, job.readings, hits=set(job.hits), is_lost=True)  # its own: the scan may still write
 
     def _look_up(
         self, keys: Sequence[tuple[str, str]], blocks: Sequence[CodeBlock]
@@ -233,9 +236,11 @@ class SemgrepScanner:
             self._start_warming().join(max(0.0, deadline - time.monotonic()))  # the gate saves more than it costs
         jobs = [_Job(block.code, make_targets(block, f"a{i}x")) for i, block in enumerate(blocks)]
         for job in jobs:
-            job.rule_ids = self._candidates(job.targets)
+            job.rule_ids = self._candidates(job.readings)
             if job.rule_ids == []:
                 job.pass_as(set())
+                continue
+            job.targets, job.is_told = choose(job.readings)
             job.is_slow = len(encode(job.code)) > MAX_BYTES
         if sum(not job.is_done for job in jobs) <= _FEW_BLOCKS:
             for job in jobs:
@@ -249,7 +254,7 @@ class SemgrepScanner:
 
     def _excuse(self, job: _Job, deadline: float) -> None:
         """Clears a block that was not understood, and in which no rule can match however it reads."""
-        if job.failure and not job.is_lost and job.rule_ids is None and self._is_beyond_rules(job.targets, deadline):
+        if job.failure and not job.is_lost and job.rule_ids is None and self._is_beyond_rules(job.readings, deadline):
             job.pass_as(set())
 
     def _scan_slow(self, job: _Job, deadline: float, cancelled: threading.Event) -> None:
@@ -281,9 +286,10 @@ class SemgrepScanner:
         return sorted(set(gate.candidates(targets[0].body, languages)))
 
     def _scan_warm(self, job: _Job, deadline: float) -> None:
-        """Scans a block's files in turn until one is read as a whole; leaves the job undone where none was.
+        """Scans a block's files in turn until one is read as a whole.
 
-        A file that takes too long is slow in each of its forms: the rest is for the slow lane.
+        Leaves the job undone where none was, unless a parser has told that none would be. A file that takes too long
+        is slow in each of its forms: the rest is for the slow lane.
         """
         workers = self._workers
         if workers is None or job.rule_ids is None:
@@ -304,6 +310,8 @@ class SemgrepScanner:
             if result.is_whole:
                 job.pass_as(hits)
                 return
+        if job.is_told:
+            job.hits, job.failure, job.is_done = hits, _PARTLY, True
 
     def _scan_apart(self, jobs: Sequence[_Job], deadline: float, cancelled: threading.Event) -> None:
         """Scans blocks with processes of their own: all as they stand, then variants of those that are left.
@@ -385,10 +393,12 @@ def _line_column(starts: list[int], offset: int) -> tuple[int, int]:
 
 @dataclass
 class _Job:
-    """A block on its way: its files, the rules that can match it, and what is known so far."""
+    """A block on its way: its files, as it stands first, the rules that can match it, and what is known so far."""
 
     code: str
-    targets: Sequence[Target]
+    readings: Sequence[Target]
+    targets: Sequence[Target] = ()  # the readings that are scanned, in order
+    is_told: bool = False  # whether a parser chose them
     rule_ids: list[str] | None = None  # None: not known
     hits: set[Hit] = field(default_factory=set)
     failure: str = "there was no time left to scan it"
@@ -417,6 +427,8 @@ class _Job:
             self.is_done = result.is_whole or (is_first and self.is_lost) or target.name in run.exhausted
             if self.is_done:
                 return
+        if self.is_told and not self.is_lost:
+            self.failure = _PARTLY
 
 
 def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
