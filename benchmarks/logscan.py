@@ -2,12 +2,13 @@
 
     python benchmarks/logscan.py overhead [--rows 100000] [--profile]
     python benchmarks/logscan.py embedded [--rows 600] [--repeats 3]
-    python benchmarks/logscan.py memory [--rows 20000] [--times 8]
+    python benchmarks/logscan.py memory [--rows 20000] [--times 8] [--with-model]
 
 *overhead*: a classifier that costs nothing, JSON Lines to JSON Lines, every row another; rows a second, and processor
 time a row, which says more on a machine that is busy. *embedded*: the scan beside a loop that reads a row, asks
 ``Guard.check`` and writes what it says; the two take turns, the median of their ratio counts. *memory*: peak resident
-size of two processes, of which the second scans a log that many times as long. Rows are seeded and made of a word list.
+size of two processes, of which the second scans a log that many times as long, with the classifier that costs nothing
+or with the embedded model. Rows are seeded and made of a word list.
 """
 
 from __future__ import annotations
@@ -113,11 +114,9 @@ def overhead(folder: Path, rows: int, *, is_profiled: bool) -> None:
 
 
 def embedded(folder: Path, rows: int, repeats: int) -> None:
-    from guardrail.models.embedded import EmbeddedClassifier
-
     log = folder / "log.jsonl"
     write_log(log, rows)
-    guard = Guard(EmbeddedClassifier(), policy=load_policy("default"))
+    guard = embedded_guard()
     guard.check(Conversation.of("hello"))
     ratios = []
     for _ in range(repeats):
@@ -131,20 +130,29 @@ def embedded(folder: Path, rows: int, repeats: int) -> None:
     print(f"median ratio {statistics.median(ratios):.2f}")
 
 
-def memory(folder: Path, rows: int, times: int) -> None:
+def embedded_guard() -> Guard:
+    from guardrail.models.embedded import EmbeddedClassifier
+
+    return Guard(EmbeddedClassifier(), policy=load_policy("default"))
+
+
+def memory(folder: Path, rows: int, times: int, *, guard: str) -> None:
     for count in (rows, rows * times):
         log = folder / f"{count}.jsonl"
         write_log(log, count)
         program = (
             "import resource, sys; from pathlib import Path; from benchmarks.logscan import *\n"
-            "scan_file(Path(sys.argv[1]), Path(sys.argv[1] + '.out'), free_guard())\n"
+            f"scan_file(Path(sys.argv[1]), Path(sys.argv[1] + '.out'), {guard}())\n"
             "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)"
         )
         root = Path(__file__).resolve().parent.parent
+        started = time.perf_counter()
         done = subprocess.run(
             [sys.executable, "-c", program, str(log)], check=True, capture_output=True, text=True, cwd=root
         )
-        print(f"{count:,} rows, {log.stat().st_size / 1e6:.0f} MB: peak {float(done.stdout):.0f} MiB")
+        seconds = time.perf_counter() - started
+        size, peak = log.stat().st_size / 1e6, float(done.stdout)
+        print(f"{count:,} rows, {size:.0f} MB: peak {peak:.1f} MiB, {count / seconds:,.0f} rows/s", flush=True)
 
 
 def main() -> None:
@@ -154,6 +162,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--times", type=int, default=8)
     parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--with-model", action="store_true")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         if options.what == "overhead":
@@ -161,7 +170,8 @@ def main() -> None:
         elif options.what == "embedded":
             embedded(Path(name), options.rows or 600, options.repeats)
         else:
-            memory(Path(name), options.rows or 20_000, options.times)
+            guard = embedded_guard if options.with_model else free_guard
+            memory(Path(name), options.rows or 20_000, options.times, guard=guard.__name__)
 
 
 if __name__ == "__main__":

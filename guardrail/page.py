@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterable, Sequence
 from html import escape
 
-__all__ = ["document", "shown", "table", "tiles"]
+__all__ = ["counted", "document", "shown", "table", "tiles"]
 
 _STYLE = """
 :root{color-scheme:light dark;--bg:#fff;--fg:#1c1e21;--dim:#5c636b;--line:#dcdfe3;--card:#f6f7f9;
@@ -86,6 +86,11 @@ def document(title: str, body: str, *, style: str = "", script: str = "") -> str
 def shown(text: str) -> str:
     """Escapes text from outside, for content and for quoted attributes; what cannot be seen becomes ``\ufffd``."""
     return escape(_UNSEEN.sub("\ufffd", text))
+
+
+def counted(number: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def tiles(figures: Iterable[tuple[str, str, str]]) -> str:

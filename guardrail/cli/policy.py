@@ -12,6 +12,7 @@ import typer
 
 from guardrail.cli.console import STYLES, out_console, say, visible
 from guardrail.errors import InvalidInput
+from guardrail.page import counted
 from guardrail.verdict import Action, Confidence, Rail, ReasonKind, Severity
 
 if TYPE_CHECKING:
@@ -191,7 +192,7 @@ def _warn(counts: Replay | Diff) -> None:
         say("there was no row in any file: nothing was decided", style="yellow")
     if counts.bad_rows:
         say(
-            f"{counts.bad_rows:,} rows could not be read when they were scanned; nothing is decided of them",
+            f"{counted(counts.bad_rows, 'row')} could not be read when scanned; nothing is decided of them",
             style="yellow",
         )
     if counts.without_code:

@@ -24,6 +24,7 @@ from guardrail.cli.console import (
     say_error,
 )
 from guardrail.errors import InvalidInput
+from guardrail.page import counted
 
 if TYPE_CHECKING:
     from guardrail.logscan import Layout, Summary
@@ -220,7 +221,7 @@ def _scan(
         already = done.summary.rows if done is not None else 0
         progress = stack.enter_context(progress_for(inputs, already=already, is_quiet=is_quiet, every_s=_LINE_EVERY_S))
         if already:
-            progress.tell(f"going on after {already:,} rows")
+            progress.tell(f"going on after {counted(already, 'row')}")
 
         def tell_layout(file: str, words: str) -> None:
             if words != told[0]:
@@ -257,7 +258,7 @@ def _scan(
 
 
 def _interrupted(summary: Summary, writer: _Writer | None, ledger: Ledger | None, inputs: Sequence[Input]) -> str:
-    message = f"interrupted after {summary.rows} rows"
+    message = f"interrupted after {counted(summary.rows, 'row')}"
     if ledger is None or writer is None:
         return message
     message += f"; their results are in {writer.writing_to}"
@@ -318,7 +319,7 @@ def _exit(summary: Summary, max_block_rate: float | None, *, allow_unjudged: boo
         say(f"bad row {row.file}:{row.line}: {row.error}", style="yellow")
     if summary.errors > len(summary.first_errors):
         more = summary.errors - len(summary.first_errors)
-        say(f"and {more:,} more bad rows; --errors and --output list them all", style="yellow")
+        say(f"and {counted(more, 'more bad row')}; --errors and --output list them all", style="yellow")
     if not summary.rows:
         say("there was no row in any file: nothing was judged", style="yellow")
     if max_block_rate is not None and summary.block_rate > max_block_rate:

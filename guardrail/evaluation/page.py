@@ -20,7 +20,7 @@ from guardrail.evaluation.metrics import (
     roc_points,
 )
 from guardrail.evaluation.report import Report, SetResult
-from guardrail.page import document, table, tiles
+from guardrail.page import counted, document, table, tiles
 from guardrail.taxonomy import HazardCategory
 
 __all__ = ["render_page"]
@@ -79,7 +79,7 @@ def _header(report: Report, title: str) -> str:
             "The figures do not cover them.</p>"
         )
     if overall.bad_rows:
-        lines.append(f"<p class=warn>{overall.bad_rows:,} rows could not be read and were left out.</p>")
+        lines.append(f"<p class=warn>{counted(overall.bad_rows, 'row')} could not be read and so left out.</p>")
     if len(report.decided_by) > 1:
         shares = "; ".join(f"{escape(name)} decided {count:,}" for name, count in report.decided_by.items())
         lines.append(f"<p>{shares}.</p>")

@@ -14,7 +14,7 @@ import guardrail
 from guardrail.logscan.report import Report, Weakness
 from guardrail.logscan.report_charts import histogram, timeline
 from guardrail.logscan.report_samples import SORTS, Sample
-from guardrail.page import document, shown, table, tiles
+from guardrail.page import counted, document, shown, table, tiles
 from guardrail.policy import Policy
 from guardrail.taxonomy import HazardCategory
 from guardrail.verdict import Action, Rail
@@ -156,11 +156,11 @@ def _notes(report: Report) -> str:
     notes = []
     if report.unverified:
         notes.append(
-            f"{report.unverified:,} of {_decided(report):,} rows could not be judged in full. "
+            f"{report.unverified:,} of {counted(_decided(report), 'row')} could not be judged in full. "
             "The figures of hazards and findings do not cover what was not judged."
         )
     if report.bad:
-        notes.append(f"{report.bad:,} rows could not be read and were not judged at all.")
+        notes.append(f"{counted(report.bad, 'row')} could not be read, and so not judged at all.")
     if len(report.policies) > 1:
         notes.append("The results come from more than one policy: decisions cannot be compared across them.")
     if not report.rows:
@@ -180,7 +180,9 @@ def _tiles(report: Report) -> str:
     decided = _decided(report)
     blocked = report.total(Action.BLOCK) + report.total(Action.RETRY)
     flagged, findings = report.total(Action.FLAG), sum(one.findings for one in report.weaknesses.values())
-    code_rows = f"{len(report.weaknesses):,} weaknesses, {len(report.rules):,} rules"
+    kinds = len(report.weaknesses)
+    weaknesses = "1 weakness" if kinds == 1 else f"{kinds:,} weaknesses"
+    code_rows = f"{weaknesses}, {counted(len(report.rules), 'rule')}"
     return tiles(
         [
             ("rows", f"{report.rows:,}", f"{decided:,} judged"),
@@ -288,8 +290,8 @@ def _most(group: Mapping[str, Weakness]) -> Iterable[tuple[str, Weakness]]:
 
 def _unverified(report: Report) -> str:
     parts = [
-        f"<h2>Not verified</h2><p>{report.unverified:,} rows, "
-        f"{_share(report.unverified, _decided(report))} of those with a decision, lack an answer.</p>"
+        f"<h2>Not verified</h2><p>{counted(report.unverified, 'row')}, "
+        f"{_share(report.unverified, _decided(report))} of those with a decision, without an answer.</p>"
     ]
     for head, counter in (
         (("why there was no answer", "verdicts"), report.failures),

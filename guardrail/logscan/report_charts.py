@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta, timezone
 
 from guardrail.logscan.report import BINS, Report
-from guardrail.page import shown, table
+from guardrail.page import counted, shown, table
 
 __all__ = ["histogram", "timeline"]
 
@@ -55,7 +55,9 @@ def timeline(report: Report) -> str:
         [name, *(f"{bar.get(column, 0):,}" for column in shown_names)]
         for name, bar in zip(names, bars.values(), strict=True)
     ]
-    missing = f" {report.without_time:,} rows have no time that could be read." if report.without_time else ""
+    missing = (
+        f" {counted(report.without_time, 'row')} without a time that could be read." if report.without_time else ""
+    )
     return (
         f'<figure><svg viewBox="0 0 {_WIDTH:.0f} {_TOP + _HEIGHT + 20:.0f}" role="img" '
         f'aria-label="Decisions over time; the table below has the figures">{"".join(parts)}</svg>'
@@ -114,7 +116,7 @@ def histogram(title: str, bins: Sequence[int], thresholds: Mapping[float, str]) 
             parts.append(
                 f'<rect class=bar x="{left + low * width:.1f}" y="{top + height - tall:.1f}" '
                 f'width="{width / BINS - 1:.1f}" height="{tall:.1f}">'
-                f"<title>{low:.2f} to {high:.2f}: {rows:,} rows</title></rect>"
+                f"<title>{low:.2f} to {high:.2f}: {counted(rows, 'row')}</title></rect>"
             )
     parts.append(f'<path class=grid d="M{left} {top + height}H{left + width}"/>')
     for tick, anchor in ((0.0, "start"), (0.5, "middle"), (1.0, "end")):
@@ -128,7 +130,7 @@ def histogram(title: str, bins: Sequence[int], thresholds: Mapping[float, str]) 
         )
     lines = "; ".join(f"{whose} from {threshold:g}" for threshold, whose in sorted(thresholds.items()))
     note = f"<br><span class=limits>{shown(lines)}</span>" if lines else ""
-    above = f", {sum(bins[BINS // 2 :]):,} rows from 0.5 on"
+    above = f", {counted(sum(bins[BINS // 2 :]), 'row')} from 0.5 on"
     return (
         f'<figure><svg viewBox="0 0 {left + width + 6:.0f} {top + height + 16:.0f}" role="img" '
         f'aria-label="Scores: {shown(title)}{above}">{"".join(parts)}</svg>'

@@ -254,7 +254,7 @@ class TestPage:
         report = await report_of(path, classifier=FailingClassifier(ClassificationError("no"), on="boom"))
         page = render_page(report)
         assert page.index("1 of 2 rows could not be judged") < page.index("<dl")
-        assert page.index("1 rows could not be read") < page.index("<dl")
+        assert page.index("1 row could not be read") < page.index("<dl")
         assert "needs rows of both classes" in page
 
     async def test_a_run_without_a_verdict_still_has_a_page(self, tmp_path: Path) -> None:

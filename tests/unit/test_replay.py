@@ -501,7 +501,7 @@ class TestCommands:
         assert "3 rows; 0 decisions are not the stored ones" in done.stdout
         assert "Hate" in done.stdout
         assert "CWE-89" in done.stdout
-        assert "1 rows could not be read" in done.stderr
+        assert "1 row could not be read" in done.stderr
 
     def test_replay_as_json(self, results: Path) -> None:
         """Machines read the same counts."""

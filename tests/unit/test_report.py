@@ -364,7 +364,7 @@ class TestPage:
         bars = [title for title in titles if title.endswith(" allow")]
         assert 10 < len(bars) <= 60
         assert sum(int(title.split(": ")[1].split()[0]) for title in bars) == 200
-        assert "1 rows have no time" in page_of(*rows, row())
+        assert "1 row without a time" in page_of(*rows, row())
         assert "The rows carry no time" in page_of(row())
 
     def test_thresholds_of_the_policy_are_drawn_and_named(self) -> None:
@@ -383,7 +383,7 @@ class TestPage:
         """A file that could not be read at all is told, not divided by."""
         page = page_of(BAD)
         parsed(page)
-        assert "1 rows could not be read" in page
+        assert "1 row could not be read" in page
 
     def test_shown_keeps_what_people_write(self) -> None:
         """Letters of all scripts, emoji, tabs and line feeds stay; markup becomes text."""
