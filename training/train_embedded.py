@@ -1,7 +1,8 @@
 """Trains, calibrates, quantises and writes the embedded classifier (``guardrail/models/embedded_data``).
 
-One pass over about 29,000 rows on one thread: a quarter of an hour on a core of its own. Then ``measure_embedded.py``
-evaluates what was written, through the runtime's own code. See README.md.
+A teacher that reads every token learns first, ``--epochs`` passes over about 30,000 rows, a quarter of an hour each on
+a core of its own; then the network that is shipped learns from it in one pass. Then ``measure_embedded.py`` evaluates
+what was written, through the runtime's own code. See README.md.
 
     python training/train_embedded.py --data /work/shared/data [--trained FILE] [--limit ROWS] [--out FOLDER]
 """
@@ -21,9 +22,10 @@ from answers import answer_examples
 from calibrate import calibrate
 from categories import fit_categories
 from contrast import contrast_examples
+from distill import distilled
 from fit import FROZEN_LAYERS, trained, window_of
 from graph import WEIGHTS_SHA256, bake, encoder_folder, export, plain_tokenizer, raw_logits
-from network import load_network
+from network import SHIPPED_WHOLE_LAYERS, load_network
 from own_lines import read_own_lines
 from rows import CODES, Example, read_training_sets
 
@@ -54,7 +56,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     repository = Path(__file__).resolve().parent.parent
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--trained", type=Path, default=None, help="where the weights are kept, or found")
+    parser.add_argument("--trained", type=Path, default=None, help="where the teacher's weights are kept, or found")
     parser.add_argument("--out", type=Path, default=repository / "guardrail/models/embedded_data")
     parser.add_argument("--limit", type=int, default=None, help="use this many rows, to try the script out")
     parser.add_argument("--epochs", type=int, default=1)
@@ -65,9 +67,12 @@ def main() -> None:
     folder = encoder_folder()
     tokenizer = plain_tokenizer(folder / "tokenizer.json")
     learn, held, hashes = read_rows(arguments.data, arguments.limit)
-    network = load_network(folder / "model.safetensors")
+    teacher = load_network(folder / "model.safetensors")
     print(f"{len(learn)} rows to learn from, {len(held)} kept out", flush=True)
-    loss, seconds = trained(network, tokenizer, learn, epochs=arguments.epochs, seed=SEED, kept=arguments.trained)
+    teacher_loss, teacher_seconds = trained(
+        teacher, tokenizer, learn, epochs=arguments.epochs, seed=SEED, kept=arguments.trained
+    )
+    network, loss, seconds = distilled(teacher, tokenizer, learn, seed=SEED)
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "model.onnx"
     export(network, fit_categories(network, tokenizer, learn), path)
@@ -88,8 +93,13 @@ def main() -> None:
             "script_sha256": written_by,
             "rows": len(learn),
             "unsafe_rows": sum(example.is_unsafe for example in learn),
-            "epochs": arguments.epochs,
-            "frozen_layers": FROZEN_LAYERS,
+            "teacher": {
+                "epochs": arguments.epochs,
+                "frozen_layers": FROZEN_LAYERS,
+                "final_loss": round(teacher_loss, 4),
+                "seconds": round(teacher_seconds),
+            },
+            "whole_layers": SHIPPED_WHOLE_LAYERS,
             "final_loss": round(loss, 4),
             "seconds": round(seconds),
             "torch": torch.__version__,

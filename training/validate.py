@@ -28,6 +28,7 @@ from answers import answer_examples
 from calibrate import calibrate
 from categories import fit_categories
 from contrast import contrast_examples
+from distill import distilled
 from fit import trained, window_of
 from graph import bake, encoder_folder, export, outputs, plain_tokenizer, raw_logits
 from network import load_network
@@ -120,6 +121,7 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=None, help="where the weights are kept, or found")
     parser.add_argument("--own", type=float, default=1.0, help="share of our own lines to learn from")
     parser.add_argument("--share", type=float, default=1.0, help="share of all other rows to learn from")
+    parser.add_argument("--shipped", action="store_true", help="measure the network in pairs that learns from it")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
@@ -143,6 +145,8 @@ def main() -> None:
         loss, _ = trained(
             network, tokenizer, learn, epochs=arguments.epochs, seed=arguments.seed, kept=arguments.trained
         )
+        if arguments.shipped:
+            network, loss, _ = distilled(network, tokenizer, learn, seed=arguments.seed)
         held += own_held if arguments.own else []
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.onnx"
