@@ -33,6 +33,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
+from itertools import islice
 from typing import Any, TypeVar
 
 import numpy as np
@@ -96,6 +97,11 @@ class _Prepared:
     is_assistant: bool
     detail: str
     tokenise_ms: float
+
+    @property
+    def window_count(self) -> int:
+        """How many windows there are, at least one."""
+        return sum(len(window_starts(len(reading))) for reading in self.readings)
 
     def windows(self) -> Iterator[list[int]]:
         """Yields the tokens of each window."""
@@ -180,10 +186,9 @@ class EmbeddedClassifier:
         Raises:
             ClassificationError: If any message could not be judged.
         """
-        prepared = await self._run_all(partial(self._prepare, conversation) for conversation in conversations)
-        windows = await self._run_all(self._window_tasks(prepared))
-        verdicts: Iterator[Verdict] = iter(windows)
-        return [riskiest([next(verdicts) for _ in item.windows()]) for item in prepared]
+        begun = await self._run_all(partial(self._begin, each, time.perf_counter()) for each in conversations)
+        rest = iter(await self._run_all(task for item, _ in begun for task in self._more_tasks(item)))
+        return [riskiest([first, *islice(rest, item.window_count - 1)]) for item, first in begun]
 
     def close(self) -> None:
         """Ends the threads; what is still asked for fails with ``ClassificationError``."""
@@ -235,16 +240,22 @@ class EmbeddedClassifier:
                     detail = f"the first {len(whole) - len(context)} of {len(whole)} context tokens were left out"
         return _Prepared(readings, context, is_assistant, detail, _ms_since(started))
 
-    def _window_tasks(self, prepared: Sequence[_Prepared]) -> Iterator[Callable[[], Verdict]]:
-        for item in prepared:
-            for number, text in enumerate(item.windows()):
-                tokenise_ms = 0.0 if number else item.tokenise_ms
-                yield partial(self._judge, item, text, tokenise_ms, time.perf_counter())
+    def _begin(self, conversation: Conversation, submitted: float) -> tuple[_Prepared, Verdict]:
+        """Prepares a conversation and judges its first window, which for most is the only one; runs in the pool."""
+        queue_ms = _ms_since(submitted)
+        item = self._prepare(conversation)
+        return item, self._judge(item, next(item.windows()), queue_ms, item.tokenise_ms)
 
-    def _judge(self, item: _Prepared, text: list[int], tokenise_ms: float, submitted: float) -> Verdict:
+    def _more_tasks(self, item: _Prepared) -> Iterator[Callable[[], Verdict]]:
+        for text in islice(item.windows(), 1, None):
+            yield partial(self._judge_more, item, text, time.perf_counter())
+
+    def _judge_more(self, item: _Prepared, text: list[int], submitted: float) -> Verdict:
+        return self._judge(item, text, _ms_since(submitted), 0.0)
+
+    def _judge(self, item: _Prepared, text: list[int], queue_ms: float, tokenise_ms: float) -> Verdict:
         """Judges one window; runs in the pool."""
         began = time.perf_counter()
-        queue_ms = 1000.0 * (began - submitted)
         window = frame(text, context=item.context, is_assistant=item.is_assistant)
         feed = {
             "input_ids": np.asarray([window.input_ids], dtype=np.int64),
