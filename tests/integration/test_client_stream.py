@@ -8,7 +8,8 @@ from typing import Any
 
 import grpc
 import pytest
-from streams import KEYWORDS, EvalShield, GatedClassifier, client_of, in_thread, served, until
+from sidecar import KEYWORDS, GatedClassifier, client_of, in_thread, served, until
+from streams import EvalShield
 
 from guardrail._pb import guard_pb2 as pb
 from guardrail._pb import guard_pb2_grpc

@@ -11,7 +11,8 @@ from typing import Any
 
 import grpc
 import pytest
-from streams import KEYWORDS, GatedClassifier, client_of, in_thread, served, stub_to, until
+from sidecar import KEYWORDS, GatedClassifier, client_of, in_thread, served, until
+from streams import stub_to
 
 from guardrail._pb import guard_pb2 as pb
 from guardrail.errors import (

@@ -12,7 +12,8 @@ import httpx
 import openai
 import pytest
 from fake_upstream import Reply, fake_upstream
-from http_door import KEYWORDS, QUESTION, Door, EvalShield, GatedClassifier, door, until
+from http_door import QUESTION, Door, door
+from sidecar import KEYWORDS, EvalShield, GatedClassifier, until
 
 from guardrail.errors import ClassificationError
 from guardrail.pipeline import Guard
@@ -305,7 +306,7 @@ class TestClientGone:
 
     async def test_a_check_whose_client_goes_is_cancelled(self) -> None:
         """A classifier that was asked is not left at work."""
-        classifier = GatedClassifier()
+        classifier = GatedClassifier("wait for me")
         async with fake_upstream() as upstream, door(upstream, classifier) as door_:
             asking = asyncio.create_task(door_.ask([{"role": "user", "content": "wait for me"}]))
             await classifier.entered.wait()

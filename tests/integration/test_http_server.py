@@ -19,8 +19,9 @@ import httpx
 import openai
 import pytest
 from fake_upstream import Reply, fake_upstream
-from http_door import KEYWORDS, EvalShield, GatedClassifier, door, until
+from http_door import door
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from sidecar import KEYWORDS, EvalShield, GatedClassifier, until
 from typer.testing import CliRunner
 
 from guardrail.cli import app
@@ -189,7 +190,7 @@ class TestErrors:
 
     async def test_a_full_server_says_when_to_come_back(self) -> None:
         """429 and Retry-After, for chat and moderations, while the one place is taken."""
-        classifier = GatedClassifier()
+        classifier = GatedClassifier("wait for me")
         async with (
             fake_upstream() as upstream,
             door(upstream, classifier, max_in_flight=1, max_waiting=0, retry_after_s=2.5) as d,
@@ -283,7 +284,7 @@ class TestLife:
 
     async def test_work_in_flight_ends_before_the_server_does(self) -> None:
         """New requests end as 503 meanwhile, and the probe says why."""
-        classifier = GatedClassifier()
+        classifier = GatedClassifier("wait for me")
         async with door(classifier=classifier, grace_s=20) as door_:
             waiting = asyncio.create_task(door_.client.moderations.create(input="wait for me"))
             await classifier.entered.wait()
@@ -297,7 +298,7 @@ class TestLife:
 
     async def test_work_that_does_not_end_is_answered_all_the_same(self) -> None:
         """After the grace time, with 503; or, in the middle of a stream, with an error as its last event."""
-        classifier = GatedClassifier()
+        classifier = GatedClassifier("wait for me")
         reply = Reply(SAFE * 3, waits_after=25)
         async with fake_upstream(reply) as upstream, door(upstream, classifier, grace_s=0.05) as door_:
             waiting = asyncio.create_task(door_.client.moderations.create(input="wait for me"))

@@ -10,7 +10,8 @@ import grpc
 import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
-from streams import KEYWORDS, EvalShield, GatedClassifier, client_of, served, stub_to, until
+from sidecar import KEYWORDS, GatedClassifier, client_of, served, until
+from streams import EvalShield, stub_to
 
 from guardrail import wire
 from guardrail._pb import guard_pb2 as pb

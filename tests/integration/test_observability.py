@@ -16,11 +16,12 @@ import grpc
 import pytest
 import yaml
 from fake_upstream import Reply, fake_upstream
-from http_door import KEYWORDS, Door, EvalShield, door
+from http_door import Door, door
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
+from sidecar import KEYWORDS, EvalShield
 
 from guardrail._pb import guard_pb2 as pb
 from guardrail._pb import guard_pb2_grpc

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,6 +20,7 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
+from sidecar import KEYWORDS, EvalShield, GatedClassifier, channel_to, client_of, in_thread, served, stub_of
 
 from guardrail._pb import guard_pb2 as pb
 from guardrail._pb import guard_pb2_grpc
@@ -37,7 +38,7 @@ from guardrail.errors import (
 )
 from guardrail.pipeline import Guard
 from guardrail.policy import Policy, RailPolicy, Rule, load_policy
-from guardrail.protocols import Generator, HazardClassifier
+from guardrail.protocols import HazardClassifier
 from guardrail.server import Canary, GuardServer, ServerOptions
 from guardrail.taxonomy import HazardCategory
 from guardrail.testing import FailingClassifier, HangingClassifier, KeywordClassifier, ScriptedGenerator
@@ -45,13 +46,10 @@ from guardrail.verdict import (
     Action,
     Conversation,
     Decision,
-    Finding,
     Message,
     Outcome,
     Rail,
     Role,
-    Severity,
-    Source,
     Span,
     Verdict,
 )
@@ -62,95 +60,6 @@ SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 T = TypeVar("T")
-
-# "steal" is in the server's own unsafe canary.
-KEYWORDS = KeywordClassifier({"steal": HazardCategory.NON_VIOLENT_CRIMES, "badword": HazardCategory.HATE})
-
-
-class EvalShield:
-    """A code shield that finds one weakness wherever a message says ``eval(``."""
-
-    source = Source("eval-shield", "test")
-
-    async def classify(self, conversations: Sequence[Conversation]) -> list[Verdict]:
-        return [self._judge(conversation.last.content) for conversation in conversations]
-
-    def _judge(self, text: str) -> Verdict:
-        at = text.find("eval(")
-        if at < 0:
-            return Verdict(Outcome.SAFE, self.source)
-        finding = Finding("eval", "CWE-95", Severity.ERROR, Span(at, at + 5), 1, 1, "python", "do not")
-        return Verdict(Outcome.UNSAFE, self.source, findings=(finding,))
-
-
-class GatedClassifier:
-    """Answers messages that hold "wait" only when told to; all others at once."""
-
-    source = KEYWORDS.source
-
-    def __init__(self) -> None:
-        self.entered = asyncio.Event()
-        self.may_go = asyncio.Event()
-        self.waiting = 0
-        self.most_waiting = 0
-
-    async def classify(self, conversations: Sequence[Conversation]) -> list[Verdict]:
-        if any("wait" in conversation.last.content for conversation in conversations):
-            self.waiting += 1
-            self.most_waiting = max(self.waiting, self.most_waiting)
-            self.entered.set()
-            try:
-                await self.may_go.wait()
-            finally:
-                self.waiting -= 1
-        return await KEYWORDS.classify(conversations)
-
-
-@asynccontextmanager
-async def served(
-    classifier: HazardClassifier = KEYWORDS,
-    *,
-    is_ready: bool = True,
-    generator: Generator | None = None,
-    policy: Policy | None = None,
-    code_shield: HazardClassifier | None = None,
-    **options: Any,
-) -> AsyncIterator[GuardServer]:
-    """Serves a guard around the classifier until the test is done with it."""
-    guard = Guard(classifier, policy=policy or load_policy("default"), code_shield=code_shield)
-    options = {"port": 0, "grace_s": 1.0, "canary_pause_s": 0.01, **options}
-    server = GuardServer(guard, generator=generator, options=ServerOptions(**options))
-    await server.start()
-    try:
-        if is_ready:
-            await asyncio.wait_for(server.wait_until_ready(), 10)
-        yield server
-    finally:
-        await server.stop()
-
-
-def stub_of(channel: Any) -> Any:
-    return guard_pb2_grpc.GuardServiceStub(channel)  # type: ignore[no-untyped-call]  # generated without types
-
-
-def client_of(server: GuardServer) -> AsyncGuardClient:
-    return AsyncGuardClient(f"127.0.0.1:{server.port}")
-
-
-async def in_thread(server: GuardServer, use: Callable[[GuardClient], T]) -> T:
-    """Uses the sync client, in a thread, since the server lives in this one."""
-
-    def run() -> T:
-        with GuardClient(f"127.0.0.1:{server.port}") as client:
-            return use(client)
-
-    return await asyncio.to_thread(run)
-
-
-@asynccontextmanager
-async def channel_to(server: GuardServer) -> AsyncIterator[Any]:
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        yield channel
 
 
 async def until(is_so: Callable[[], bool]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import openai
 from fake_upstream import FakeUpstream
+from sidecar import KEYWORDS
 
 from guardrail.pipeline import Guard
 from guardrail.policy import Policy, load_policy
@@ -18,58 +19,9 @@ from guardrail.protocols import Generator, HazardClassifier
 from guardrail.server import GuardServer, ServerOptions
 from guardrail.serving.http.options import HttpOptions
 from guardrail.serving.http.upstream import ChatUpstream
-from guardrail.taxonomy import HazardCategory
 from guardrail.telemetry import Telemetry
-from guardrail.testing import KeywordClassifier
-from guardrail.verdict import Conversation, Finding, Outcome, Severity, Source, Span, Verdict
-
-# "steal" is in the server's own unsafe canary.
-KEYWORDS = KeywordClassifier({"steal": HazardCategory.NON_VIOLENT_CRIMES, "grumble": HazardCategory.HATE})
 
 QUESTION = [{"role": "user", "content": "How do I bake bread?"}]
-
-
-class EvalShield:
-    """A code shield that finds one weakness wherever a message says ``eval(``."""
-
-    source = Source("eval-shield", "test")
-
-    async def classify(self, conversations: Sequence[Conversation]) -> list[Verdict]:
-        return [self._judge(conversation.last.content) for conversation in conversations]
-
-    def _judge(self, text: str) -> Verdict:
-        at = text.find("eval(")
-        if at < 0:
-            return Verdict(Outcome.SAFE, self.source)
-        finding = Finding("eval", "CWE-95", Severity.ERROR, Span(at, at + 5), 1, 1, "python", "do not")
-        return Verdict(Outcome.UNSAFE, self.source, findings=(finding,))
-
-
-class GatedClassifier:
-    """Answers messages that hold "wait for me" only when told to; all others at once."""
-
-    source = KEYWORDS.source
-
-    def __init__(self) -> None:
-        self.entered = asyncio.Event()
-        self.may_go = asyncio.Event()
-        self.waiting = 0
-
-    async def classify(self, conversations: Sequence[Conversation]) -> list[Verdict]:
-        if any("wait for me" in conversation.last.content for conversation in conversations):
-            self.waiting += 1
-            self.entered.set()
-            try:
-                await self.may_go.wait()
-            finally:
-                self.waiting -= 1
-        return await KEYWORDS.classify(conversations)
-
-
-async def until(is_so: Callable[[], bool]) -> None:
-    """Waits for what another task brings about; the test's own time limit ends it where that never comes."""
-    while not is_so():  # noqa: ASYNC110 - nobody sets an event for it
-        await asyncio.sleep(0.01)
 
 
 @dataclass

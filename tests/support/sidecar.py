@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import grpc
 import pytest
@@ -18,41 +18,70 @@ import trustme
 
 from guardrail._pb import guard_pb2 as pb
 from guardrail._pb import guard_pb2_grpc
-from guardrail.client import AsyncGuardClient, ClientTls
+from guardrail.client import AsyncGuardClient, ClientTls, GuardClient
 from guardrail.pipeline import Guard
 from guardrail.policy import Policy, load_policy
 from guardrail.protocols import Generator, HazardClassifier
 from guardrail.server import GuardServer, ServerOptions, TlsFiles
 from guardrail.taxonomy import HazardCategory
 from guardrail.testing import KeywordClassifier
-from guardrail.verdict import Conversation, Verdict
+from guardrail.verdict import Conversation, Finding, Outcome, Severity, Source, Span, Verdict
 
 ROOT = Path(__file__).parents[2]
 SERVICE = "guardrail.v1.GuardService"
 HOST = "127.0.0.1"
 
+T = TypeVar("T")
+
 # "steal" is in the server's own unsafe canary.
-KEYWORDS = KeywordClassifier({"steal": HazardCategory.NON_VIOLENT_CRIMES, "badword": HazardCategory.HATE})
+KEYWORDS = KeywordClassifier(
+    {
+        "steal": HazardCategory.NON_VIOLENT_CRIMES,
+        "badword": HazardCategory.HATE,
+        "grumble": HazardCategory.HATE,
+    }
+)
 
 TOKEN = "a-token-of-the-tests-0123456789"
 OTHER_TOKEN = "another-token-of-the-tests-0123"
 
 
+class EvalShield:
+    """A code shield that finds one weakness wherever a message says ``eval(``."""
+
+    source = Source("eval-shield", "test")
+
+    async def classify(self, conversations: Sequence[Conversation]) -> list[Verdict]:
+        return [self._judge(conversation.last.content) for conversation in conversations]
+
+    def _judge(self, text: str) -> Verdict:
+        at = text.find("eval(")
+        if at < 0:
+            return Verdict(Outcome.SAFE, self.source)
+        finding = Finding("eval", "CWE-95", Severity.ERROR, Span(at, at + 5), 1, 1, "python", "do not")
+        return Verdict(Outcome.UNSAFE, self.source, findings=(finding,))
+
+
 class GatedClassifier:
-    """Answers messages that hold "wait" only when told to, all others at once; keeps what it was asked, in order."""
+    """Answers messages that hold a word only when told to, all others at once; keeps what it was asked, in order."""
 
     source = KEYWORDS.source
 
-    def __init__(self) -> None:
+    def __init__(self, word: str = "wait") -> None:
+        self._word = word
+        self.entered = asyncio.Event()
         self.may_go = asyncio.Event()
         self.waiting = 0
+        self.most_waiting = 0
         self.asked: list[str] = []
 
     async def classify(self, conversations: Sequence[Conversation]) -> list[Verdict]:
         texts = [conversation.last.content for conversation in conversations]
         self.asked += texts
-        if any("wait" in text for text in texts):
+        if any(self._word in text for text in texts):
             self.waiting += 1
+            self.most_waiting = max(self.waiting, self.most_waiting)
+            self.entered.set()
             try:
                 await self.may_go.wait()
             finally:
@@ -66,15 +95,18 @@ async def served(
     *,
     generator: Generator | None = None,
     policy: Policy | None = None,
+    code_shield: HazardClassifier | None = None,
+    is_ready: bool = True,
     **options: Any,
 ) -> AsyncIterator[GuardServer]:
     """Serves a guard around the classifier until the test is done with it."""
-    guard = Guard(classifier, policy=policy or load_policy("default"))
+    guard = Guard(classifier, policy=policy or load_policy("default"), code_shield=code_shield)
     options = {"port": 0, "grace_s": 1.0, "canary_pause_s": 0.01, "watch_pause_s": 0.02, **options}
     server = GuardServer(guard, generator=generator, options=ServerOptions(**options))
     await server.start()
     try:
-        await asyncio.wait_for(server.wait_until_ready(), 10)
+        if is_ready:
+            await asyncio.wait_for(server.wait_until_ready(), 10)
         yield server
     finally:
         await server.stop()
@@ -82,6 +114,16 @@ async def served(
 
 def client_of(server: GuardServer, **options: Any) -> AsyncGuardClient:
     return AsyncGuardClient(f"{HOST}:{server.port}", **options)
+
+
+async def in_thread(server: GuardServer, use: Callable[[GuardClient], T]) -> T:
+    """Uses the sync client, in a thread, since the server lives in this one."""
+
+    def run() -> T:
+        with GuardClient(f"{HOST}:{server.port}") as client:
+            return use(client)
+
+    return await asyncio.to_thread(run)
 
 
 def stub_of(channel: Any) -> Any:
