@@ -1,26 +1,28 @@
 """Requests to servers of OpenAI's API: where they go, which failures are tried again, and what is said of them.
 
-No request is made here: a generator asks with an async client, a guard model with a sync one, and both leave the
-decisions to :class:`Attempts`. What may pass by itself is tried again, with a pause that doubles: a lost connection,
-429 and 5xx. A timeout is not, since the server may still be at work on the first request. What is said names the server
-by host and port, the status, and never what was asked or answered.
+A generator asks with an async client, a guard model with a sync one, and both leave the decisions to :class:`Attempts`;
+the clients are theirs. What may pass by itself is tried again, with a pause that doubles: a lost connection, 429 and
+5xx. A timeout is not, since the server may still be at work on the first request. What is said names the server by host
+and port, the status, and never what was asked or answered.
 
 Source: OpenAI API reference; RFC 9110, 10.2.3 (Retry-After).
 """
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from guardrail.errors import ConfigurationError, MissingExtra
+from guardrail.errors import ConfigurationError, GenerationError, MissingExtra
 
 try:
     import httpx
 except ImportError as exc:
     raise MissingExtra("a server behind HTTP needs httpx: pip install 'guardrail[upstream]'") from exc
 
-__all__ = ["Attempts", "Endpoint", "UpstreamError"]
+__all__ = ["Attempts", "Endpoint", "UpstreamError", "pause", "post"]
 
 # A server that asks for a longer pause is asked after this one, in seconds: somebody waits for the answer.
 _LONGEST_PAUSE_S = 10.0
@@ -128,6 +130,37 @@ class Attempts:
         if is_last or self._failed > self._retries:
             raise error
         return min(max(self._backoff_s * math.pow(2, self._failed - 1), wait_s or 0.0), _LONGEST_PAUSE_S)
+
+
+async def post(send: Callable[[], Awaitable[httpx.Response]], attempts: Attempts) -> httpx.Response:
+    """Sends a generator's request until it is answered with 200.
+
+    Raises:
+        GenerationError: If it is not.
+    """
+    while True:
+        failure: httpx.Response | httpx.RequestError
+        try:
+            response = await send()
+            if response.status_code == httpx.codes.OK:
+                return response
+            failure = response
+        except httpx.RequestError as exc:
+            failure = exc
+        await pause(attempts, failure)
+
+
+async def pause(attempts: Attempts, failure: httpx.Response | httpx.RequestError) -> None:
+    """Waits before a generator's next attempt.
+
+    Raises:
+        GenerationError: If there shall be none.
+    """
+    try:
+        pause_s = attempts.after(failure)
+    except UpstreamError as exc:
+        raise GenerationError(str(exc)) from exc
+    await asyncio.sleep(pause_s)
 
 
 def _may_pass(status: int) -> bool:

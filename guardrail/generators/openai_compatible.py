@@ -21,7 +21,7 @@ from typing import Any
 
 from guardrail.errors import GenerationError, MissingExtra
 from guardrail.generators import chat_messages
-from guardrail.upstream import Attempts, Endpoint, UpstreamError
+from guardrail.upstream import Attempts, Endpoint, pause, post
 from guardrail.verdict import Conversation
 
 try:
@@ -86,17 +86,8 @@ class OpenAIGenerator:
             GenerationError: If there is no answer.
         """
         body = self._body(conversation, feedback, is_streamed=False)
-        attempts = self._attempts()
-        while True:
-            failure: httpx.Response | httpx.RequestError
-            try:
-                response = await self._client().post(self._endpoint.url, json=body)
-                if response.status_code == httpx.codes.OK:
-                    return self._read(response)
-                failure = response
-            except httpx.RequestError as exc:
-                failure = exc
-            await _pause(attempts, failure)
+        response = await post(lambda: self._client().post(self._endpoint.url, json=body), self._attempts())
+        return self._read(response)
 
     async def stream(self, conversation: Conversation, *, attempt: int, feedback: str | None) -> AsyncIterator[str]:
         """Answers the conversation's last message, in the pieces that the server gives.
@@ -134,7 +125,7 @@ class OpenAIGenerator:
                 if has_begun:
                     raise GenerationError(f"{self._endpoint.name} broke off ({type(exc).__name__})") from exc
                 failure = exc
-            await _pause(attempts, failure)
+            await pause(attempts, failure)
 
     async def aclose(self) -> None:
         """Closes the connections of this event loop."""
@@ -211,16 +202,3 @@ class OpenAIGenerator:
                 f"expected text in choices[0].message.content from {self._endpoint.name}, got {type(content).__name__}"
             )
         return content
-
-
-async def _pause(attempts: Attempts, failure: httpx.Response | httpx.RequestError) -> None:
-    """Waits before the next attempt.
-
-    Raises:
-        GenerationError: If there shall be none.
-    """
-    try:
-        pause_s = attempts.after(failure)
-    except UpstreamError as exc:
-        raise GenerationError(str(exc)) from exc
-    await asyncio.sleep(pause_s)

@@ -15,7 +15,6 @@ Source: OpenAI API reference, "Create chat completion"; WHATWG HTML, 9.2.6 (even
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
@@ -25,7 +24,7 @@ from guardrail.errors import GenerationError, MissingExtra
 from guardrail.serving.http.answers import encode
 from guardrail.serving.http.backends import Usage
 from guardrail.serving.http.requests import ChatRequest
-from guardrail.upstream import Attempts, Endpoint, UpstreamError
+from guardrail.upstream import Attempts, Endpoint, pause, post
 from guardrail.verdict import Conversation
 
 try:
@@ -95,17 +94,10 @@ class ChatUpstream:
         Raises:
             GenerationError: If there is none.
         """
-        attempts = self._attempts()
-        while True:
-            failure: httpx.Response | httpx.RequestError
-            try:
-                response = await self._open_client().post(self._endpoint.url, content=encode(body))
-                if response.status_code == httpx.codes.OK:
-                    return response.content
-                failure = response
-            except httpx.RequestError as exc:
-                failure = exc
-            await _pause(attempts, failure)
+        response = await post(
+            lambda: self._open_client().post(self._endpoint.url, content=encode(body)), self._attempts()
+        )
+        return response.content
 
     async def events(self, body: Mapping[str, Any]) -> AsyncGenerator[bytes, None]:
         """Sends a request; yields the data of each event of its answer.
@@ -133,7 +125,7 @@ class ChatUpstream:
                         f"{self.name} broke off its answer: the connection failed ({type(exc).__name__})"
                     ) from exc
                 failure = exc
-            await _pause(attempts, failure)
+            await pause(attempts, failure)
 
     def _attempts(self) -> Attempts:
         return Attempts(self.name, retries=self._retries, backoff_s=self._backoff_s, timeout_s=self._timeout_s)
@@ -234,14 +226,6 @@ class UpstreamSession:
 
     def _error(self, problem: str) -> GenerationError:
         return GenerationError(f"{self._upstream.name} {problem}")
-
-
-async def _pause(attempts: Attempts, failure: httpx.Response | httpx.RequestError) -> None:
-    try:
-        pause_s = attempts.after(failure)
-    except UpstreamError as exc:
-        raise GenerationError(str(exc)) from exc
-    await asyncio.sleep(pause_s)
 
 
 async def _lines(response: httpx.Response) -> AsyncIterator[bytes]:
