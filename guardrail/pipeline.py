@@ -58,6 +58,8 @@ T = TypeVar("T")
 
 # What a synchronous caller waits beyond the deadline for the engine's own answer, which says more than "no answer".
 _SYNC_GRACE_S = 0.5
+# A signal that comes just before Python's wait for a lock begins does not end that wait: Ctrl-C is noticed after this.
+_NOTICE_S = 0.2
 _MAX_FIXES = 8  # in what a generator is told
 
 
@@ -504,8 +506,17 @@ class _Portal:
             TimeoutError: If it has not ended after ``limit_s`` seconds.
         """
         future = asyncio.run_coroutine_threadsafe(work, self._running_loop())
+        until = time.monotonic() + limit_s
         try:
-            return future.result(limit_s)
+            while True:
+                left_s = until - time.monotonic()
+                try:
+                    return future.result(min(left_s, _NOTICE_S))
+                except concurrent.futures.TimeoutError:
+                    if future.done():
+                        return future.result()
+                    if left_s <= _NOTICE_S:
+                        raise
         finally:
             future.cancel()
 
