@@ -27,7 +27,7 @@ from benchmarks.code_shield import SUFFIXES, block_of, cut, run_peer
 from guardrail.code_shield import CodeShield
 from guardrail.errors import ScanError
 from guardrail.shield.semgrep import SemgrepScanner
-from guardrail.shield.targets import LANGUAGES, make_targets
+from guardrail.shield.targets import plain_text
 from guardrail.verdict import CodeBlock, Conversation, Role
 
 PEER_LANGUAGES = {"c", "cpp", "csharp", "java", "javascript", "kotlin", "php", "python", "ruby", "rust", "swift"}
@@ -99,8 +99,7 @@ async def main() -> int:
     assert gate is not None
     gated = []
     for block in mixed:
-        targets = make_targets(block, "t")
-        gated.append(not gate.candidates(targets[0].body, {LANGUAGES[t.language].rules for t in targets}))
+        gated.append(not gate.candidates(*plain_text(block)))
     semgrep = [t for t, is_gated in zip(times, gated, strict=True) if not is_gated]
     report |= {
         "revision": scanner.revision,

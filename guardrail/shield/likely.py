@@ -48,6 +48,8 @@ def choose(readings: Sequence[Target]) -> Choice:
             languages without a grammar, stay as they are.
     """
     plain = readings[0]
+    if plain.proves and len(plain.body) <= _MOST_CHARS and plain.language in _GRAMMARS and _errors(plain) == []:
+        return Choice(readings, is_told=False)
     has_order = any(not reading.proves for reading in readings)
     has_grammar = _GRAMMARS.issuperset(reading.language for reading in readings) and not _is_page(plain)
     if has_order or not has_grammar or len(plain.body) > _MOST_CHARS:

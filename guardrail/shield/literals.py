@@ -1,8 +1,8 @@
-"""What a regular expression cannot match without: expression -> literals of which one stands in every match.
+"""What a regular expression cannot match without: expression -> formula over literals.
 
 The idea is that of RE2's prefilters (https://github.com/google/re2/blob/main/re2/prefilter.h): a part of an expression
-that can match only a few texts gives those texts; in a sequence such parts are joined; of all that is found, the set
-with the longest literals is kept. The expression is only parsed, by Python's own parser, and never run.
+that can match only a few texts gives those texts; in a sequence such parts are joined, and each run of them has to be
+there. The expression is only parsed, by Python's own parser, and never run.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import sys
 from collections.abc import Iterable
 from typing import Any
 
+from guardrail.shield.formulas import Formula, all_of, any_of, literal
+
 if sys.version_info >= (3, 11):
     from re import _constants as codes
     from re import _parser as parser
@@ -19,89 +21,106 @@ else:
     import sre_constants as codes
     import sre_parse as parser
 
-__all__ = ["required_literals"]
+__all__ = ["required_by"]
 
 _MOST = 256  # texts in a set that is worth looking for
 _SHORTEST = 2
+_SINGLES = "@<>{}[]`#&|%$^~!?*"  # signs that are worth looking for alone
 _FLAGS = re.compile(r"\(\?[ims]+\)")
 
 _Texts = frozenset[str]
 
 
-def required_literals(expression: str) -> tuple[frozenset[str], bool] | None:
-    """Returns literals of which at least one stands in every text that the expression matches.
+def required_by(expression: str) -> Formula:
+    """Returns a formula that every text meets in which the expression matches something.
 
     Args:
-        expression: A PCRE; one that Python reads otherwise or not at all gives None.
-
-    Returns:
-        The literals, casefolded where case does not count, and whether it counts; None where nothing is known.
+        expression: A PCRE; one that Python reads otherwise or not at all gives True.
     """
     # Flags in the middle hold from there on: case counts only where it counts everywhere.
     flags = "".join(_FLAGS.findall(expression)) + "".join(re.findall(r"\(\?[a-z]+:", expression))
-    counts = "i" not in flags
     try:
         tree = parser.parse(_FLAGS.sub("", expression))
     except (re.error, RecursionError, OverflowError):
-        return None
-    exact, best = _of_sequence(tree)
-    found = _better(best, exact)
-    if found is None or len(found) > _MOST:
-        return None
-    return (found if counts else frozenset(map(str.casefold, found))), counts
+        return True
+    reader = _Reader(is_case_sensitive="i" not in flags)
+    exact, needed = reader.sequence(tree)
+    if exact is not None and _is_anchored(tree):
+        # What is matched is the whole of a name or of an expression, so nothing of a word stands next to it.
+        return reader.one_of(exact, is_word=True)
+    return needed if exact is None else reader.one_of(exact)
 
 
-def _of_sequence(items: Any) -> tuple[_Texts | None, _Texts | None]:
-    """Returns all texts that a sequence can match, if few, and the best literals that it needs."""
-    whole: _Texts | None = frozenset([""])
-    run: _Texts = frozenset([""])
-    best: _Texts | None = None
-    for code, value in items:
-        exact, needed = _of_item(code, value)
-        best = _better(best, needed)
-        longer = None if exact is None else _join(run, exact)
-        if longer is not None:
-            run = longer
-        else:
-            whole = None
-            best = _better(best, run)
-            run = exact if exact is not None else frozenset([""])
-    best = _better(best, run)
-    return (run if whole is not None else None), best
+def _is_anchored(tree: Any) -> bool:
+    items = list(tree)
+    begins, ends = (codes.AT, codes.AT_BEGINNING), ((codes.AT, codes.AT_END), (codes.AT, codes.AT_END_STRING))
+    return len(items) > 1 and items[0] == begins and items[-1] in ends
 
 
-def _of_item(code: Any, value: Any) -> tuple[_Texts | None, _Texts | None]:
-    """The same for one item; what matches no character, as an anchor does, matches the empty text."""
-    if code is codes.LITERAL:
-        return frozenset([chr(value)]), None
-    if code is codes.IN:
-        return _of_class(value), None
-    if code is codes.AT:
-        return frozenset([""]), None
-    if code in (codes.ASSERT, codes.ASSERT_NOT):
-        return frozenset([""]), None
-    if code is codes.SUBPATTERN:
-        return _of_sequence(value[-1])
-    if code is codes.BRANCH:
-        return _of_branches(value[1])
-    if code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
-        least, most, body = value
-        exact, needed = _of_sequence(body)
-        if (least, most) == (0, 1) and exact is not None:
-            return exact | {""}, None
-        return None, _better(needed, exact) if least >= 1 else None
-    return None, None
+class _Reader:
+    """Reads parts of an expression: all texts that a part can match, if few, and else a formula of what it needs."""
 
+    def __init__(self, *, is_case_sensitive: bool) -> None:
+        self._is_case_sensitive = is_case_sensitive
 
-def _of_branches(branches: Iterable[Any]) -> tuple[_Texts | None, _Texts | None]:
-    parts = [_of_sequence(branch) for branch in branches]
-    exact = [texts for texts, _ in parts if texts is not None]
-    needed = [_better(best, texts) for texts, best in parts]
-    known = [texts for texts in needed if texts is not None]
-    return (
-        frozenset[str]().union(*exact) if len(exact) == len(parts) else None,
-        frozenset[str]().union(*known) if len(known) == len(parts) else None,
-    )
+    def one_of(self, texts: _Texts, *, is_word: bool = False) -> Formula:
+        """Returns the formula of a set of texts; True where one of them is too short to be worth looking for."""
+        if not texts or len(texts) > _MOST or not all(len(t) >= _SHORTEST or (t and t in _SINGLES) for t in texts):
+            return True
+        if is_word:
+            return any_of(literal(t, is_case_sensitive=self._is_case_sensitive, is_word=True) for t in sorted(texts))
+        if self._is_case_sensitive:
+            return "some", tuple(sorted(texts))
+        return "any", tuple(sorted(set(map(str.casefold, texts))))
+
+    def sequence(self, items: Any) -> tuple[_Texts | None, Formula]:
+        whole = True
+        run: _Texts = frozenset([""])
+        needed: list[Formula] = []
+        for code, value in items:
+            exact, need = self._item(code, value)
+            needed.append(need)
+            longer = None if exact is None else _join(run, exact)
+            if longer is not None:
+                run = longer
+            else:
+                whole = False
+                needed.append(self.one_of(run))
+                run = exact if exact is not None else frozenset([""])
+        if whole:
+            return run, True
+        return None, all_of([*needed, self.one_of(run)])
+
+    def _item(self, code: Any, value: Any) -> tuple[_Texts | None, Formula]:
+        """The same for one item; what matches no character, as an anchor does, matches the empty text."""
+        if code is codes.LITERAL:
+            return frozenset([chr(value)]), True
+        if code is codes.IN:
+            return _of_class(value), True
+        if code is codes.AT:
+            return frozenset([""]), True
+        if code in (codes.ASSERT, codes.ASSERT_NOT):
+            return frozenset([""]), True
+        if code is codes.SUBPATTERN:
+            return self.sequence(value[-1])
+        if code is codes.BRANCH:
+            return self._branches(value[1])
+        if code in (codes.MAX_REPEAT, codes.MIN_REPEAT):
+            least, most, body = value
+            exact, needed = self.sequence(body)
+            if (least, most) == (0, 1) and exact is not None:
+                return exact | {""}, True
+            if least < 1:
+                return None, True
+            return None, needed if exact is None else self.one_of(exact)
+        return None, True
+
+    def _branches(self, branches: Iterable[Any]) -> tuple[_Texts | None, Formula]:
+        parts = [self.sequence(branch) for branch in branches]
+        exact = [texts for texts, _ in parts if texts is not None]
+        if len(exact) == len(parts):
+            return frozenset[str]().union(*exact), True
+        return None, any_of(needed if texts is None else self.one_of(texts) for texts, needed in parts)
 
 
 def _of_class(items: Iterable[Any]) -> _Texts | None:
@@ -117,9 +136,3 @@ def _join(heads: _Texts, tails: _Texts) -> _Texts | None:
     if len(heads) * len(tails) > _MOST:
         return None
     return frozenset(head + tail for head in heads for tail in tails)
-
-
-def _better(one: _Texts | None, other: _Texts | None) -> _Texts | None:
-    """Returns the set that fewer texts satisfy: that with the longer shortest literal, then the smaller one."""
-    usable = [texts for texts in (one, other) if texts and min(map(len, texts)) >= _SHORTEST and len(texts) <= _MOST]
-    return max(usable, key=lambda texts: (min(map(len, texts)), -len(texts))) if usable else None

@@ -45,7 +45,7 @@ from guardrail.shield.likely import choose
 from guardrail.shield.oneshot import scan_files
 from guardrail.shield.report import Hit, Result, Run, in_order, judge
 from guardrail.shield.rulebook import RULES, Rule, Rulebook
-from guardrail.shield.targets import LANGUAGES, Target, encode, make_targets
+from guardrail.shield.targets import Target, encode, make_targets, plain_text
 from guardrail.shield.warm import MAX_BYTES, Workers
 from guardrail.verdict import CodeBlock, Finding, Span
 
@@ -194,7 +194,7 @@ class SemgrepScanner:
             scan.result()
             return job
         scan.cancel()
-        return _Job(job.code, job.readings, hits=set(job.hits), is_lost=True)  # its own: the scan may still write
+        return _Job(job.block, hits=set(job.hits), is_lost=True)  # its own: the scan may still write
 
     def _look_up(
         self, keys: Sequence[tuple[str, str]], blocks: Sequence[CodeBlock]
@@ -234,13 +234,13 @@ class SemgrepScanner:
         """Scans code; what is left undone is for the slow lane."""
         if len(blocks) > _FEW_BLOCKS:
             self._start_warming().join(max(0.0, deadline - time.monotonic()))  # the gate saves more than it costs
-        jobs = [_Job(block.code, make_targets(block, f"a{i}x")) for i, block in enumerate(blocks)]
-        for job in jobs:
-            job.rule_ids = self._candidates(job.readings)
+        jobs = [_Job(block) for block in blocks]
+        for i, job in enumerate(jobs):
+            job.rule_ids = self._candidates(job.block)
             if job.rule_ids == []:
                 job.pass_as(set())
                 continue
-            job.targets, job.is_told = choose(job.readings)
+            job.targets, job.is_told = choose(make_targets(job.block, f"a{i}x"))
             job.is_slow = len(encode(job.code)) > MAX_BYTES
         if sum(not job.is_done for job in jobs) <= _FEW_BLOCKS:
             for job in jobs:
@@ -254,7 +254,7 @@ class SemgrepScanner:
 
     def _excuse(self, job: _Job, deadline: float) -> None:
         """Clears a block that was not understood, and in which no rule can match however it reads."""
-        if job.failure and not job.is_lost and job.rule_ids is None and self._is_beyond_rules(job.readings, deadline):
+        if job.failure and not job.is_lost and job.rule_ids is None and self._is_beyond_rules(job.block, deadline):
             job.pass_as(set())
 
     def _scan_slow(self, job: _Job, deadline: float, cancelled: threading.Event) -> None:
@@ -272,18 +272,15 @@ class SemgrepScanner:
             job.take(run, targets, self._rulebook.rules)
         self._excuse(job, deadline)
 
-    def _is_beyond_rules(self, targets: Sequence[Target], deadline: float) -> bool:
+    def _is_beyond_rules(self, block: CodeBlock, deadline: float) -> bool:
         """Tells of a block that was not understood what the gate would have told before, had it been there."""
         self._start_warming().join(max(0.0, deadline - time.monotonic()))
-        return self._candidates(targets) == []
+        return self._candidates(block) == []
 
-    def _candidates(self, targets: Sequence[Target]) -> list[str] | None:
+    def _candidates(self, block: CodeBlock) -> list[str] | None:
         """Returns the rules that can match a block; None while that cannot be told."""
         gate = self._gate
-        if gate is None:
-            return None
-        languages = {LANGUAGES[target.language].rules for target in targets}
-        return sorted(set(gate.candidates(targets[0].body, languages)))
+        return None if gate is None else sorted(gate.candidates(*plain_text(block)))
 
     def _scan_warm(self, job: _Job, deadline: float) -> None:
         """Scans a block's files in turn until one is read as a whole.
@@ -395,8 +392,7 @@ def _line_column(starts: list[int], offset: int) -> tuple[int, int]:
 class _Job:
     """A block on its way: its files, as it stands first, the rules that can match it, and what is known so far."""
 
-    code: str
-    readings: Sequence[Target]
+    block: CodeBlock
     targets: Sequence[Target] = ()  # the readings that are scanned, in order
     is_told: bool = False  # whether a parser chose them
     rule_ids: list[str] | None = None  # None: not known
@@ -405,6 +401,10 @@ class _Job:
     is_done: bool = False
     is_slow: bool = False  # for the slow lane
     is_lost: bool = False  # a process failed: next time may be better
+
+    @property
+    def code(self) -> str:
+        return self.block.code
 
     def pass_as(self, hits: set[Hit]) -> None:
         """Notes that the block is verified, with what was found."""

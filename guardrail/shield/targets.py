@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from typing import overload
 
 from guardrail.shield.languages import CANARY, DIALECTS, LANGUAGES
 from guardrail.shield.repairs import Shape, is_in_doubt, make_shapes
 from guardrail.shield.repairs.data import blank_tags
 from guardrail.verdict import CodeBlock
 
-__all__ = ["CANARY", "LANGUAGES", "MAX_TARGETS", "Target", "encode", "make_targets"]
+__all__ = ["CANARY", "LANGUAGES", "MAX_TARGETS", "Readings", "Target", "encode", "make_targets", "plain_text"]
 
 MAX_TARGETS = 16
 """The plain file and its variants; one costs about 2 ms."""
@@ -59,11 +60,50 @@ def encode(text: str) -> bytes:
     return text.encode("utf-8", errors="replace")  # a lone surrogate becomes "?": one code point for one
 
 
-def make_targets(block: CodeBlock, stem: str) -> list[Target]:
-    """Returns the file for a block, and after it the variants to try where that one is not understood."""
+class Readings(Sequence[Target]):
+    """The file for a block, and after it the variants to try where that one is not understood.
+
+    A variant is made when it is asked for: most blocks need none.
+
+    Args:
+        targets: At least one.
+    """
+
+    def __init__(self, targets: Iterator[Target]) -> None:
+        self._made: list[Target] = []
+        self._more = targets
+
+    def __len__(self) -> int:
+        self._made.extend(self._more)
+        return len(self._made)
+
+    @overload
+    def __getitem__(self, place: int) -> Target: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Target]: ...
+    def __getitem__(self, place: int | slice) -> Target | list[Target]:
+        last = place.stop if isinstance(place, slice) else place + 1
+        missing = None if last is None or last <= 0 else max(last - len(self._made), 0)
+        self._made.extend(islice(self._more, missing))
+        return self._made[place]
+
+
+def make_targets(block: CodeBlock, stem: str) -> Readings:
+    """Returns the file for a block and its variants; their names begin with ``stem``."""
+    return Readings(_targets(block, stem))
+
+
+def plain_text(block: CodeBlock) -> tuple[str, frozenset[str]]:
+    """Returns the code as semgrep is to read it, and the languages, in semgrep's names, that its readings are in."""
+    language = block.language or ""
+    dialects = (language, *DIALECTS.get(language, ()))
+    return _normalise(block.code, language), frozenset(LANGUAGES[dialect].rules for dialect in dialects)
+
+
+def _targets(block: CodeBlock, stem: str) -> Iterator[Target]:
     language = block.language or ""
     body = _normalise(block.code, language)
-    targets: list[Target] = []
+    count = 0
     seen: set[tuple[str, str]] = set()
     for dialect, shape in islice(_readings(body, language), 4 * MAX_TARGETS):
         whole = shape.prefix + shape.body + shape.suffix
@@ -72,18 +112,20 @@ def make_targets(block: CodeBlock, stem: str) -> list[Target]:
             continue
         seen.add((dialect, whole))
         known = LANGUAGES[dialect]
-        name = f"{stem}{len(targets)}{known.suffix}"
-        suffix = f"{shape.suffix}\n{known.canary}"
-        targets.append(Target(name, dialect, shape.prefix, shape.body, suffix, shape.proves))
-        if len(targets) == MAX_TARGETS:
-            break
-    return targets
+        name = f"{stem}{count}{known.suffix}"
+        yield Target(name, dialect, shape.prefix, shape.body, f"{shape.suffix}\n{known.canary}", shape.proves)
+        count += 1
+        if count == MAX_TARGETS:
+            return
 
 
 def _readings(code: str, language: str) -> Iterator[tuple[str, Shape]]:
     """Yields readings with their dialects: the plain one first, then those of all dialects that are likeliest."""
+    plain = Shape("", code, "", proves=not is_in_doubt(code, language))
+    if plain.proves and language != "php":  # most blocks need no other
+        yield language, plain
     cleaned = _blank_elisions(code, language)
-    shapes = [Shape("", code, "", proves=not is_in_doubt(code, language)), Shape("", cleaned, "")]
+    shapes = [plain, Shape("", cleaned, "")]
     repaired = make_shapes(cleaned, language)
     if shapes[0].proves:
         shapes += repaired
