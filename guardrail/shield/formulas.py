@@ -44,7 +44,7 @@ class View:
         self.text = text
         self.folded = text.casefold()
         self.words = frozenset(_WORD.findall(text))
-        self.names = frozenset(_WORD.findall(self.folded))
+        self.names = frozenset(map(str.casefold, self.words))
 
 
 def holds(formula: Formula, view: View) -> bool:
@@ -56,10 +56,12 @@ def holds(formula: Formula, view: View) -> bool:
         return value in view.words
     if kind == "name":
         return value in view.names
-    if kind == "some":
-        return any(text in view.text for text in value)
-    if kind == "any":
-        return any(text in view.folded for text in value)
+    if kind in ("some", "any"):
+        text = view.text if kind == "some" else view.folded
+        for part in value:  # noqa: SIM110  # a generator would take as long again as the search
+            if part in text:
+                return True
+        return False
     if kind == "match":
         return re2 is None or _compiled(value).search(view.text) is not None
     test = all if kind == "and" else any

@@ -39,38 +39,42 @@ class _Entry:
 
 
 class _Index:
-    """The rules of one language, by what they need.
-
-    Attributes:
-        always: Rules that need nothing that is known.
-        words, names: Rules by a word that they need, with and without its case; these are looked up.
-        others: Rules by other texts that they need; these are searched for.
-    """
+    """The rules of one language, by what they need: words are looked up, other texts searched for."""
 
     def __init__(self) -> None:
-        self.always: list[str] = []
-        self.words: dict[str, list[_Entry]] = {}
-        self.names: dict[str, list[_Entry]] = {}
-        self.others: dict[Formula, list[_Entry]] = {}
+        self._always: list[str] = []
+        self._words: dict[str, list[_Entry]] = {}
+        self._names: dict[str, list[_Entry]] = {}
+        self._some: dict[tuple[str, ...], list[_Entry]] = {}
+        self._any: dict[tuple[str, ...], list[_Entry]] = {}
 
     def add(self, entry: _Entry) -> None:
         """Adds a rule under each of its keys."""
         keys = keys_of(entry.formula)
         if keys is None:
-            self.always.append(entry.rule_id)
+            self._always.append(entry.rule_id)
             return
-        for key in keys:
-            kind, value = key
-            table: dict[Any, list[_Entry]] = {"word": self.words, "name": self.names}.get(kind, self.others)
-            table.setdefault(value if table is not self.others else key, []).append(entry)
+        tables: dict[str, dict[Any, list[_Entry]]] = {
+            "word": self._words,
+            "name": self._names,
+            "some": self._some,
+            "any": self._any,
+        }
+        for kind, value in keys:
+            tables[kind].setdefault(value, []).append(entry)
 
     def candidates(self, view: View) -> set[str]:
         """Returns the rules whose formula is met."""
-        entries = [self.words[word] for word in view.words & self.words.keys()]
-        entries += [self.names[name] for name in view.names & self.names.keys()]
-        entries += [found for key, found in self.others.items() if holds(key, view)]
-        tried = {entry.rule_id: entry.formula for some in entries for entry in some}
-        return {rule_id for rule_id, formula in tried.items() if holds(formula, view)}.union(self.always)
+        met = [self._words[word] for word in view.words & self._words.keys()]
+        met += [self._names[name] for name in view.names & self._names.keys()]
+        for table, text in ((self._some, view.text), (self._any, view.folded)):
+            for literals, entries in table.items():
+                for part in literals:  # a loop: a generator would take as long again as the search
+                    if part in text:
+                        met.append(entries)
+                        break
+        tried = {entry.rule_id: entry.formula for entries in met for entry in entries}
+        return {rule_id for rule_id, formula in tried.items() if holds(formula, view)}.union(self._always)
 
 
 class Gate:

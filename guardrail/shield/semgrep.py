@@ -33,9 +33,10 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import groupby
 
 from guardrail.errors import ScanError
 from guardrail.shield import PartialScan, TooSlow
@@ -59,7 +60,8 @@ _SLOW_S = 5.0  # of the slow lane, for a block of a few lines
 _SLOW_CHARS_S = 20_000  # each so many characters of it have a second more
 _PARTLY = "semgrep did not understand all of it"
 _MOST_FINDINGS = 500  # of a block; a block with more is not worth reading on
-_FEW_BLOCKS = 16  # more of them are faster in one process that is started for them
+_FEW_BLOCKS = 16  # more of them are put in order of their rules and share the workers
+_LANES = 2
 _ROUNDS = ((0, 1), (1, 4), (4, None))  # how many of a block's files are scanned together
 _MOST_BLOCKS = 200
 _LEAST_BLOCKS, _MANY_RULES = 40, 20  # starting a process costs as much as 20 rules over 40 blocks
@@ -105,7 +107,7 @@ class SemgrepScanner:
         self._cache: OrderedDict[tuple[str, str], Result] = OrderedDict()  # guarded by _lock
         self._size = min(2, os.cpu_count() or 1) if workers is None else workers
         self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="guardrail-semgrep")
-        self._runs = ThreadPoolExecutor(max_workers=2, thread_name_prefix="guardrail-semgrep-run")
+        self._runs = ThreadPoolExecutor(max_workers=_LANES, thread_name_prefix="guardrail-semgrep-run")
         self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guardrail-semgrep-slow")
         self._calls = 0  # guarded by _lock
         self._gate: Gate | None = None
@@ -194,7 +196,7 @@ class SemgrepScanner:
             scan.result()
             return job
         scan.cancel()
-        return _Job(job.block, hits=set(job.hits), is_lost=True)  # its own: the scan may still write
+        return _Job(job.block, job.stem, hits=set(job.hits), is_lost=True)  # its own: the scan may still write
 
     def _look_up(
         self, keys: Sequence[tuple[str, str]], blocks: Sequence[CodeBlock]
@@ -234,23 +236,34 @@ class SemgrepScanner:
         """Scans code; what is left undone is for the slow lane."""
         if len(blocks) > _FEW_BLOCKS:
             self._start_warming().join(max(0.0, deadline - time.monotonic()))  # the gate saves more than it costs
-        jobs = [_Job(block) for block in blocks]
-        for i, job in enumerate(jobs):
-            job.rule_ids = self._candidates(job.block)
+        jobs = [_Job(block, f"a{i}x", self._candidates(block)) for i, block in enumerate(blocks)]
+        left = []
+        for job in jobs:
             if job.rule_ids == []:
                 job.pass_as(set())
-                continue
-            job.targets, job.is_told = choose(make_targets(job.block, f"a{i}x"))
-            job.is_slow = len(encode(job.code)) > MAX_BYTES
-        if sum(not job.is_done for job in jobs) <= _FEW_BLOCKS:
-            for job in jobs:
-                if not job.is_done and not job.is_slow and not cancelled.is_set():
-                    self._scan_warm(job, deadline)
-        self._scan_apart([job for job in jobs if not job.is_done and not job.is_slow], deadline, cancelled)
-        for job in jobs:
+            else:
+                left.append(job)
+        if len(left) <= _FEW_BLOCKS:
+            self._scan_all_warm([left], deadline, cancelled)
+        else:
+            groups = iter([list(group) for _, group in groupby(sorted(left, key=_like), key=_like)])
+            lanes = [self._runs.submit(self._scan_all_warm, groups, deadline, cancelled) for _ in range(_LANES)]
+            for lane in lanes:
+                lane.result()
+        self._scan_apart([job for job in left if not job.is_done and not job.is_slow], deadline, cancelled)
+        for job in left:
             self._excuse(job, deadline)
             job.is_done |= not job.is_slow
         return jobs
+
+    def _scan_all_warm(self, groups: Iterable[list[_Job]], deadline: float, cancelled: threading.Event) -> None:
+        """Scans groups of blocks one after the other; threads that share an iterator share the work."""
+        for group in groups:
+            for job in group:
+                job.targets, job.is_told = choose(make_targets(job.block, job.stem))
+                job.is_slow = len(encode(job.code)) > MAX_BYTES
+                if not job.is_slow and not cancelled.is_set():
+                    self._scan_warm(job, deadline)
 
     def _excuse(self, job: _Job, deadline: float) -> None:
         """Clears a block that was not understood, and in which no rule can match however it reads."""
@@ -393,9 +406,10 @@ class _Job:
     """A block on its way: its files, as it stands first, the rules that can match it, and what is known so far."""
 
     block: CodeBlock
+    stem: str  # names of its files begin with it
+    rule_ids: list[str] | None = None  # None: not known
     targets: Sequence[Target] = ()  # the readings that are scanned, in order
     is_told: bool = False  # whether a parser chose them
-    rule_ids: list[str] | None = None  # None: not known
     hits: set[Hit] = field(default_factory=set)
     failure: str = "there was no time left to scan it"
     is_done: bool = False
@@ -431,11 +445,16 @@ class _Job:
             self.failure = _PARTLY
 
 
+def _like(job: _Job) -> tuple[str, list[str]]:
+    """Blocks that are alike in this are scanned with the same rules."""
+    return job.block.language or "", job.rule_ids or []
+
+
 def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
     """Puts blocks together for which a few rules of one language will do: each rule costs time on each file."""
     group: list[_Job] = []
     rules: set[str] = set()
-    for job in sorted(jobs, key=lambda job: (job.targets[0].language, job.rule_ids or [])):
+    for job in sorted(jobs, key=_like):
         wanted = rules | set(job.rule_ids or ())
         is_other = group and job.targets[0].language != group[0].targets[0].language
         if is_other or len(group) >= _MOST_BLOCKS or (len(group) >= _LEAST_BLOCKS and len(wanted) > _MANY_RULES):
