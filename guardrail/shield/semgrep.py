@@ -33,10 +33,11 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any
 
 from guardrail.errors import ScanError
 from guardrail.shield import PartialScan, TooSlow
@@ -138,12 +139,7 @@ class SemgrepScanner:
         results, missing = self._look_up(keys, blocks)
         try:
             if missing:
-                first = self._pool.submit(self._examine, list(missing.values()), deadline, cancelled)
-                jobs = await asyncio.wrap_future(first)
-                for i, job in enumerate(jobs):
-                    if not job.is_done:  # one at a time, so that callers take turns
-                        jobs[i] = await self._wait_for_slow(job, deadline, cancelled)
-                results |= self._take(list(missing), jobs)
+                results |= self._take(list(missing), await self._examine([*missing.values()], deadline, cancelled))
         except asyncio.CancelledError:
             cancelled.set()
             raise
@@ -188,15 +184,42 @@ class SemgrepScanner:
             if self._size:
                 self._workers = Workers(self._core, self._rulebook, size=self._size)
 
-    async def _wait_for_slow(self, job: _Job, deadline: float, cancelled: threading.Event) -> _Job:
-        """Has a block scanned in the slow lane; at the deadline it is unverified, with what was found so far."""
-        scan = self._slow.submit(self._scan_slow, job, deadline, cancelled)
-        await asyncio.wait([asyncio.wrap_future(scan)], timeout=max(0.0, deadline - time.monotonic()))
-        if scan.done():
-            scan.result()
-            return job
-        scan.cancel()
-        return _Job(job.block, job.stem, hits=set(job.hits), is_lost=True)  # its own: the scan may still write
+    async def _examine(self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event) -> list[_Job]:
+        """Scans code; long blocks of many beside the others."""
+        jobs = [_Job(block, f"a{i}x") for i, block in enumerate(blocks)]
+        if len(jobs) > _FEW_BLOCKS:
+            await self._in_pool(self._pass_gate, jobs, deadline)
+            long = asyncio.create_task(self._scan_long(jobs, _long(jobs), deadline, cancelled))
+            try:
+                await self._in_pool(self._scan_quick, jobs, deadline, cancelled)
+                await long
+            finally:
+                long.cancel()
+        else:
+            await self._in_pool(self._scan_few, jobs, deadline, cancelled)
+        await self._scan_long(jobs, _long(jobs), deadline, cancelled)
+        return jobs
+
+    async def _in_pool(self, work: Callable[..., None], *args: Any) -> None:
+        await asyncio.wrap_future(self._pool.submit(work, *args))
+
+    async def _scan_long(
+        self, jobs: list[_Job], places: Iterable[int], deadline: float, cancelled: threading.Event
+    ) -> None:
+        """Has the blocks at some places scanned in the slow lane, one at a time, so that callers take turns.
+
+        At the deadline a block is unverified, with what was found so far.
+        """
+        for i in places:
+            job = jobs[i]
+            scan = self._slow.submit(self._scan_slow, job, deadline, cancelled)
+            await asyncio.wait([asyncio.wrap_future(scan)], timeout=max(0.0, deadline - time.monotonic()))
+            if scan.done():
+                scan.result()
+                continue
+            scan.cancel()
+            # A job of its own: the scan may still write to the other.
+            jobs[i] = _Job(job.block, job.stem, hits=set(job.hits), is_done=True, is_lost=True)
 
     def _look_up(
         self, keys: Sequence[tuple[str, str]], blocks: Sequence[CodeBlock]
@@ -232,17 +255,23 @@ class SemgrepScanner:
 
     # -- everything below runs in a thread of a pool
 
-    def _examine(self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event) -> list[_Job]:
-        """Scans code; what is left undone is for the slow lane."""
-        if len(blocks) > _FEW_BLOCKS:
+    def _scan_few(self, jobs: list[_Job], deadline: float, cancelled: threading.Event) -> None:
+        self._pass_gate(jobs, deadline)
+        self._scan_quick(jobs, deadline, cancelled)
+
+    def _pass_gate(self, jobs: list[_Job], deadline: float) -> None:
+        """Has those done in which no rule can match, and tells the long from the others."""
+        if len(jobs) > _FEW_BLOCKS:
             self._start_warming().join(max(0.0, deadline - time.monotonic()))  # the gate saves more than it costs
-        jobs = [_Job(block, f"a{i}x", self._candidates(block)) for i, block in enumerate(blocks)]
-        left = []
         for job in jobs:
+            job.rule_ids = self._candidates(job.block)
             if job.rule_ids == []:
                 job.pass_as(set())
-            else:
-                left.append(job)
+            job.is_slow = len(encode(job.code)) > MAX_BYTES
+
+    def _scan_quick(self, jobs: list[_Job], deadline: float, cancelled: threading.Event) -> None:
+        """Scans what is not long; what proves slow is left undone."""
+        left = [job for job in jobs if not job.is_done and not job.is_slow]
         if len(left) <= _FEW_BLOCKS:
             self._scan_all_warm([left], deadline, cancelled)
         else:
@@ -254,15 +283,13 @@ class SemgrepScanner:
         for job in left:
             self._excuse(job, deadline)
             job.is_done |= not job.is_slow
-        return jobs
 
     def _scan_all_warm(self, groups: Iterable[list[_Job]], deadline: float, cancelled: threading.Event) -> None:
         """Scans groups of blocks one after the other; threads that share an iterator share the work."""
         for group in groups:
             for job in group:
                 job.targets, job.is_told = choose(make_targets(job.block, job.stem))
-                job.is_slow = len(encode(job.code)) > MAX_BYTES
-                if not job.is_slow and not cancelled.is_set():
+                if not cancelled.is_set():
                     self._scan_warm(job, deadline)
 
     def _excuse(self, job: _Job, deadline: float) -> None:
@@ -273,6 +300,8 @@ class SemgrepScanner:
     def _scan_slow(self, job: _Job, deadline: float, cancelled: threading.Event) -> None:
         """Scans one block by itself, within its time."""
         limit = min(deadline, time.monotonic() + _SLOW_S + len(job.code) / _SLOW_CHARS_S)
+        if not job.targets:
+            job.targets, job.is_told = choose(make_targets(job.block, job.stem))
         for first, last in _ROUNDS:
             targets = job.targets[first:last]
             if not targets or job.is_done:
@@ -443,6 +472,10 @@ class _Job:
                 return
         if self.is_told and not self.is_lost:
             self.failure = _PARTLY
+
+
+def _long(jobs: Sequence[_Job]) -> list[int]:
+    return [i for i, job in enumerate(jobs) if job.is_slow and not job.is_done]
 
 
 def _like(job: _Job) -> tuple[str, list[str]]:
