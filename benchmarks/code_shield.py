@@ -3,12 +3,16 @@
     python benchmarks/code_shield.py recall ../shared/data/code/insecure.jsonl [--language rust] [--misses out.jsonl]
         [--peer PEER/bin/python]
     python benchmarks/code_shield.py benign --language python FOLDER... [--findings out.jsonl]
+    python benchmarks/code_shield.py gate --language python FOLDER... [--limit 500]
 
 *Recall*: a record counts as found where a finding with its CWE, or a parent or child of it, lies within two lines of
 the flagged line. The flagged lines are those of another detector, so this is agreement with it.
 
 *Benign*: files are cut into blocks of 5 to 60 lines at blank lines between definitions, as people paste them; what is
 found in them is taken for a false positive.
+
+*Gate*: the same blocks are scanned with all rules of the language; counted is what is found by a rule that the gate
+would have left out, which must be nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +23,8 @@ import json
 import random
 import subprocess
 import sys
+import threading
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -27,8 +33,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from guardrail.errors import ScanError
 from guardrail.shield import PartialScan
+from guardrail.shield.gate import Gate
+from guardrail.shield.install import find_semgrep
+from guardrail.shield.oneshot import scan_files
+from guardrail.shield.report import judge
+from guardrail.shield.rulebook import RULES, Rulebook
 from guardrail.shield.semgrep import SemgrepScanner
-from guardrail.shield.targets import LANGUAGES
+from guardrail.shield.targets import LANGUAGES, make_targets, plain_text
 from guardrail.verdict import CodeBlock, Finding, Severity, Span
 
 NEAR_LINES = 2
@@ -205,11 +216,12 @@ def cut(text: str, rng: random.Random) -> Iterator[str]:
         at = end
 
 
-async def benign(arguments: argparse.Namespace) -> int:
-    suffixes = SUFFIXES[arguments.language]
+def read_blocks(folders: Sequence[Path], language: str, limit: int) -> tuple[list[tuple[Path, str]], int]:
+    """Returns blocks of the files below some folders, drawn at random, and how many files there are."""
+    suffixes = SUFFIXES[language]
     files = sorted(
         path
-        for folder in arguments.folders
+        for folder in folders
         for path in ([folder] if folder.is_file() else folder.rglob("*"))
         if path.is_file() and path.name.endswith(suffixes) and not path.name.endswith((".min.js", ".d.ts"))
     )
@@ -219,7 +231,37 @@ async def benign(arguments: argparse.Namespace) -> int:
         text = path.read_text("utf-8", errors="replace")
         blocks += [(path, block) for block in cut(text, rng) if block.strip()]
     rng.shuffle(blocks)
-    blocks = blocks[: arguments.limit]
+    return blocks[:limit], len(files)
+
+
+async def gate(arguments: argparse.Namespace) -> int:
+    core, rulebook = find_semgrep(), Rulebook.load(RULES)
+    sieve = Gate.load(core, rulebook)
+    texts, _ = read_blocks(arguments.folders, arguments.language, arguments.limit)
+    blocks = [block_of(text, arguments.language) for _, text in texts]
+    gated = found = unread = 0
+    lost = Counter[str]()
+    for at in range(0, len(blocks), CHUNK):
+        some = blocks[at : at + CHUNK]
+        targets = [make_targets(block, f"a{i}x")[0] for i, block in enumerate(some)]
+        run = scan_files(core, rulebook, targets, deadline=time.monotonic() + 600, cancelled=threading.Event())
+        for block, target in zip(some, targets, strict=True):
+            allowed = sieve.candidates(*plain_text(block))
+            gated += not allowed
+            result = judge(run, target, block.code, rulebook.rules)
+            unread += bool(result.failure)
+            found += len(result.hits)
+            lost.update(hit.rule_id for hit in result.hits if hit.rule_id not in allowed)
+    print(
+        f"{arguments.language}: {len(blocks)} blocks, {gated} end at the gate, {found} findings with all rules, "
+        f"{sum(lost.values())} lost; {unread} blocks not read to their end",
+        *lost.items(),
+    )
+    return bool(lost)
+
+
+async def benign(arguments: argparse.Namespace) -> int:
+    blocks, files = read_blocks(arguments.folders, arguments.language, arguments.limit)
     scanner = SemgrepScanner(timeout_s=300)
     results = await scan_all([block_of(block, arguments.language) for _, block in blocks], scanner)
     worst, rules = Counter[str](), Counter[str]()
@@ -236,7 +278,7 @@ async def benign(arguments: argparse.Namespace) -> int:
             for f in findings
         ]
     count = max(len(blocks), 1)
-    print(f"{arguments.language}: {len(blocks)} blocks of {len(files)} files, {unverified} not verified")
+    print(f"{arguments.language}: {len(blocks)} blocks of {files} files, {unverified} not verified")
     for name in ("ERROR", "WARNING", "INFO"):
         print(f"  blocks with {name}: {worst[name]} (1 in {count / worst[name] if worst[name] else float('inf'):.0f})")
     for rule, hits in rules.most_common():
@@ -261,8 +303,13 @@ def main() -> int:
     two.add_argument("--limit", type=int, default=4000, help="blocks, drawn at random")
     two.add_argument("--findings", type=Path, help="where to write each finding with its line")
     two.set_defaults(run=benign)
+    three = commands.add_parser("gate")
+    three.add_argument("folders", type=Path, nargs="+")
+    three.add_argument("--language", choices=sorted(SUFFIXES), required=True)
+    three.add_argument("--limit", type=int, default=500, help="blocks, drawn at random")
+    three.set_defaults(run=gate)
     arguments = parser.parse_args()
-    return asyncio.run(arguments.run(arguments))
+    return int(asyncio.run(arguments.run(arguments)))
 
 
 if __name__ == "__main__":

@@ -97,9 +97,7 @@ async def main() -> int:
     times, unverified = await time_blocks(scanner, mixed)
     gate = scanner._gate
     assert gate is not None
-    gated = []
-    for block in mixed:
-        gated.append(not gate.candidates(*plain_text(block)))
+    gated = [not gate.candidates(*plain_text(block)) for block in mixed]
     semgrep = [t for t, is_gated in zip(times, gated, strict=True) if not is_gated]
     report |= {
         "revision": scanner.revision,
