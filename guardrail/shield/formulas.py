@@ -23,7 +23,7 @@ try:
 except ImportError:  # what cannot be looked for counts as found
     re2 = None
 
-__all__ = ["Formula", "View", "all_of", "any_of", "holds", "keys_of", "literal"]
+__all__ = ["Formula", "View", "all_of", "any_of", "fault_in", "holds", "keys_of", "literal"]
 
 Formula = Any
 """A tuple as above, or True; hashable."""
@@ -66,6 +66,17 @@ def holds(formula: Formula, view: View) -> bool:
         return re2 is None or _compiled(value).search(view.text) is not None
     test = all if kind == "and" else any
     return test(holds(part, view) for part in value)
+
+
+def fault_in(expression: str) -> str | None:
+    """Says why RE2 cannot use an expression; None where it can, or is not installed."""
+    if re2 is None:
+        return None
+    try:
+        _compiled(expression)
+    except re2.error as exc:
+        return str(exc.args[0].decode() if isinstance(exc.args[0], bytes) else exc)
+    return None
 
 
 @cache  # expressions of rules, not of users

@@ -16,6 +16,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from guardrail.errors import ConfigurationError, ScanError
+from guardrail.shield.formulas import fault_in
 from guardrail.shield.install import find_semgrep
 from guardrail.shield.oneshot import make_environment
 from guardrail.shield.rulebook import RULES, Rule, Rulebook
@@ -93,7 +94,7 @@ def find_faults(rules: Iterable[Rule], core: Path) -> list[Fault]:
     faults: list[Fault] = []
     by_name: dict[str, tuple[Rule, str]] = {}
     for i, rule in enumerate(rules):
-        faults += [Fault(rule, detail) for detail in _misspelt(rule)]
+        faults += [Fault(rule, detail) for detail in (*_misspelt(rule), *_unfit(rule))]
         by_name.update({f"r{i}.{language}": (rule, language) for language in sorted(rule.languages)})
     sources = [{**rule.source, "id": name, "languages": [language]} for name, (rule, language) in by_name.items()]
     for error in _ask(sources, core) if sources else ():
@@ -114,6 +115,20 @@ def _misspelt(rule: Rule) -> Iterable[str]:
         near = get_close_matches(key, _KEYS, n=1, cutoff=0.8)
         if key not in _KEYS and (near or key.startswith("pat")):
             yield f"unknown key {key!r}" + (f"; did you mean {near[0]!r}?" if near else "")
+
+
+def _unfit(rule: Rule) -> Iterable[str]:
+    """What the gate could not use: a rule that it wrongly leaves out finds nothing, and says nothing."""
+    metadata = rule.source["metadata"]
+    needs, matches = metadata.get("needs", []), metadata.get("needs-match", [])
+    if not isinstance(needs, list) or not all(isinstance(texts, list) and texts for texts in needs):
+        yield "expected metadata.needs to be lists of texts, [[one, or another], [and one of these]]"
+    if not isinstance(matches, list) or not all(isinstance(expression, str) for expression in matches):
+        yield "expected metadata.needs-match to be a list of expressions"
+        return
+    for expression in matches:
+        if fault := fault_in(expression):
+            yield f"RE2 cannot use metadata.needs-match {expression!r}: {fault}"
 
 
 def _ask(sources: list[dict[str, object]], core: Path) -> list[dict[str, object]]:

@@ -16,13 +16,15 @@ from guardrail.shield.rulebook import RULES, Rulebook
 from guardrail.shield.validate import find_faults
 
 
+ABOUT = {"cwe": "CWE-1", "confidence": "HIGH", "fix": "Use another word."}
+
+
 def run(*args: str | Path) -> Any:
     return CliRunner().invoke(app, ["rules", *map(str, args)])
 
 
 def a_rule(rule_id: str = "mine.word", languages: tuple[str, ...] = ("python",), **keys: Any) -> dict[str, Any]:
-    about = {"cwe": "CWE-1", "confidence": "HIGH", "fix": "Use another word."}
-    start = {"id": rule_id, "languages": list(languages), "severity": "ERROR", "message": "A word.", "metadata": about}
+    start = {"id": rule_id, "languages": list(languages), "severity": "ERROR", "message": "A word.", "metadata": ABOUT}
     return {**start, **(keys or {"pattern": "word(...)"})}
 
 
@@ -135,6 +137,8 @@ class TestTest:
         (a_rule(patern="x"), "did you mean 'pattern'?"),
         (a_rule(**{"pattern": "x", "patern-not": "y"}), "unknown key 'patern-not'"),
         (a_rule(mode="taint", **{"pattern-sources": [{"pattern": "a(b"}], "pattern-sinks": [{"pattern": "c"}]}), "Inv"),
+        (a_rule(pattern="x", metadata={**ABOUT, "needs": ["x"]}), "expected metadata.needs to be lists of texts"),
+        (a_rule(pattern="x", metadata={**ABOUT, "needs-match": ["(x"]}), "RE2 cannot use metadata.needs-match '(x'"),
     ],
 )
 def test_what_semgrep_cannot_use_is_found_before_it_is_used(tmp_path: Path, rule: dict[str, Any], words: str) -> None:
