@@ -15,7 +15,6 @@ from guardrail.shield.install import find_semgrep
 from guardrail.shield.rulebook import RULES, Rulebook
 from guardrail.shield.validate import find_faults
 
-
 ABOUT = {"cwe": "CWE-1", "confidence": "HIGH", "fix": "Use another word."}
 
 
