@@ -47,8 +47,8 @@ from guardrail.shield.likely import choose
 from guardrail.shield.oneshot import scan_files
 from guardrail.shield.report import Hit, Result, Run, in_order, judge
 from guardrail.shield.rulebook import RULES, Rule, Rulebook
-from guardrail.shield.targets import Target, encode, make_targets, plain_text
-from guardrail.shield.warm import MAX_BYTES, Workers
+from guardrail.shield.targets import Target, encode, likeliest_dialect, make_targets, plain_text
+from guardrail.shield.warm import MAX_BYTES, Worker, Workers
 from guardrail.verdict import CodeBlock, Finding, Span
 
 __all__ = ["SemgrepScanner"]
@@ -288,8 +288,9 @@ class SemgrepScanner:
         """Scans groups of blocks one after the other; threads that share an iterator share the work."""
         for group in groups:
             for job in group:
-                job.targets, job.is_told = choose(make_targets(job.block, job.stem))
-                if not cancelled.is_set():
+                if cancelled.is_set():
+                    job.choose_targets()
+                else:
                     self._scan_warm(job, deadline)
 
     def _excuse(self, job: _Job, deadline: float) -> None:
@@ -300,8 +301,7 @@ class SemgrepScanner:
     def _scan_slow(self, job: _Job, deadline: float, cancelled: threading.Event) -> None:
         """Scans one block by itself, within its time."""
         limit = min(deadline, time.monotonic() + _SLOW_S + len(job.code) / _SLOW_CHARS_S)
-        if not job.targets:
-            job.targets, job.is_told = choose(make_targets(job.block, job.stem))
+        job.choose_targets()
         for first, last in _ROUNDS:
             targets = job.targets[first:last]
             if not targets or job.is_done:
@@ -325,26 +325,31 @@ class SemgrepScanner:
         return None if gate is None else sorted(gate.candidates(*plain_text(block)))
 
     def _scan_warm(self, job: _Job, deadline: float) -> None:
-        """Scans a block's files in turn until one is read as a whole.
+        """Scans a block's files in turn until one is read as a whole; they are made while the rules load.
 
         Leaves the job undone where none was, unless a parser has told that none would be. A file that takes too long
         is slow in each of its forms: the rest is for the slow lane.
         """
         workers = self._workers
         if workers is None or job.rule_ids is None:
+            job.choose_targets()
             return
+        try:
+            with workers.lease(likeliest_dialect(job.block), job.rule_ids) as worker:
+                job.choose_targets()
+                if worker is not None:
+                    self._read_whole(job, worker, deadline)
+        except TooSlow:
+            job.is_slow = True
+        except ScanError:
+            job.choose_targets()
+
+    def _read_whole(self, job: _Job, worker: Worker, deadline: float) -> None:
         hits: set[Hit] = set()
         for target in job.targets:
             if len(encode(target.text)) > MAX_BYTES or time.monotonic() > deadline:
                 return
-            try:
-                run = workers.scan(target, job.rule_ids)
-            except TooSlow:
-                job.is_slow = True
-                return
-            if run is None:
-                return
-            result = judge(run, target, job.code, self._rulebook.rules)
+            result = judge(worker.scan(target, job.rule_ids or ()), target, job.code, self._rulebook.rules)
             hits.update(result.hits)
             if result.is_whole:
                 job.pass_as(hits)
@@ -448,6 +453,11 @@ class _Job:
     @property
     def code(self) -> str:
         return self.block.code
+
+    def choose_targets(self) -> None:
+        """Makes the block's files, once."""
+        if not self.targets:
+            self.targets, self.is_told = choose(make_targets(self.block, self.stem))
 
     def pass_as(self, hits: set[Hit]) -> None:
         """Notes that the block is verified, with what was found."""

@@ -20,7 +20,17 @@ from guardrail.shield.repairs import Shape, is_in_doubt, make_shapes
 from guardrail.shield.repairs.data import blank_tags
 from guardrail.verdict import CodeBlock
 
-__all__ = ["CANARY", "LANGUAGES", "MAX_TARGETS", "Readings", "Target", "encode", "make_targets", "plain_text"]
+__all__ = [
+    "CANARY",
+    "LANGUAGES",
+    "MAX_TARGETS",
+    "Readings",
+    "Target",
+    "encode",
+    "likeliest_dialect",
+    "make_targets",
+    "plain_text",
+]
 
 MAX_TARGETS = 16
 """The plain file and its variants; one costs about 2 ms."""
@@ -100,6 +110,12 @@ def plain_text(block: CodeBlock) -> tuple[str, frozenset[str]]:
     return _normalise(block.code, language), frozenset(LANGUAGES[dialect].rules for dialect in dialects)
 
 
+def likeliest_dialect(block: CodeBlock) -> str:
+    """Returns the key of ``LANGUAGES`` that the plain file of a block has."""
+    language = block.language or ""
+    return DIALECTS.get(language, (language,))[0]
+
+
 def _targets(block: CodeBlock, stem: str) -> Iterator[Target]:
     language = block.language or ""
     body = _normalise(block.code, language)
@@ -123,7 +139,7 @@ def _readings(code: str, language: str) -> Iterator[tuple[str, Shape]]:
     """Yields readings with their dialects: the plain one first, then those of all dialects that are likeliest."""
     plain = Shape("", code, "", proves=not is_in_doubt(code, language))
     if plain.proves and language != "php":  # most blocks need no other
-        yield language, plain
+        yield DIALECTS.get(language, (language,))[0], plain
     cleaned = _blank_elisions(code, language)
     shapes = [plain, Shape("", cleaned, "")]
     repaired = make_shapes(cleaned, language)

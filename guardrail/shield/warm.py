@@ -30,7 +30,7 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,7 @@ class Worker:
         self._folder = Path(tempfile.mkdtemp(prefix="guardrail-warm-", dir=parent))  # mode 0700
         self._rulebook = rulebook
         self._loaded: tuple[str, ...] | None = None
+        self._loading = 0  # sets of rules that it was told of and has not yet
         self._canary = ""
         self._sets = 0
         self.scans = 0
@@ -205,19 +206,32 @@ class Worker:
         if run.losses or not run.matches[target.name]:
             raise ScanError("semgrep's language server does not find what it must")
 
-    def _load(self, language: str, rule_ids: Sequence[str], deadline: float) -> None:
+    def begin(self, language: str, rule_ids: Sequence[str]) -> None:
+        """Begins to load the rules for a file of a language, where it has not got them; :meth:`scan` waits for them.
+
+        Raises:
+            ScanError: If it is gone.
+        """
         if self.has(language, rule_ids):
             return
-        wanted = (language, *sorted(rule_ids))
         self._loaded = None
-        self._drain()
         self._sets += 1
         self._canary = f"{CANARY_RULE}.{self._sets}"
-        rules = self._rulebook.for_file(LANGUAGES[language].rules, wanted[1:], canary=self._canary)
-        (self._folder / "rules.json").write_bytes(rules)
+        rules = sorted(rule_ids)
+        text = self._rulebook.for_file(LANGUAGES[language].rules, rules, canary=self._canary)
+        try:
+            (self._folder / "rules.json").write_bytes(text)
+        except OSError as exc:
+            raise ScanError(f"expected to write rules for semgrep, got {type(exc).__name__}: {exc.strerror}") from exc
         self._notify("semgrep/refreshRules", {})
-        self._wait_for(lambda message: message.get("method") == "semgrep/rulesRefreshed" or None, deadline)
-        self._loaded = wanted
+        self._loaded = (language, *rules)
+        self._loading += 1
+
+    def _load(self, language: str, rule_ids: Sequence[str], deadline: float) -> None:
+        self.begin(language, rule_ids)
+        while self._loading:
+            self._wait_for(lambda message: message.get("method") == "semgrep/rulesRefreshed" or None, deadline)
+            self._loading -= 1
 
     def _notify(self, method: str, parameters: dict[str, Any]) -> None:
         self._send({"jsonrpc": "2.0", "method": method, "params": parameters})
@@ -334,33 +348,34 @@ class Workers:
         for _ in range(size + 1):
             self._start_one()
 
-    def scan(self, target: Target, rule_ids: Sequence[str]) -> Run | None:
-        """Scans one file, or returns None where no worker could.
+    @contextlib.contextmanager
+    def lease(self, language: str, rule_ids: Sequence[str]) -> Iterator[Worker | None]:
+        """Gives a worker that begins to load the rules, or None where none is free in time.
+
+        Args:
+            language: Of the first file, a key of ``LANGUAGES``.
+            rule_ids: The rules that can match it.
 
         Raises:
-            TooSlow: If the file took too long.
+            TooSlow: What the worker raised; it is replaced.
+            ScanError: The same.
         """
-        worker = self._take(target.language, rule_ids)
+        worker = self._take(language, rule_ids)
         if worker is None:
-            return None
+            yield None
+            return
         try:
-            run = worker.scan(target, rule_ids)
-        except TooSlow:
-            logger.info("a warm semgrep is replaced: a file took too long")
-            self._replace(worker)
-            raise
-        except ScanError as exc:
-            logger.info("a warm semgrep is replaced: %s", exc)
-            self._replace(worker)
-            return None
-        except BaseException:
+            worker.begin(language, rule_ids)
+            yield worker
+        except BaseException as exc:
+            if isinstance(exc, ScanError):
+                logger.info("a warm semgrep is replaced: %s", exc)
             self._replace(worker)
             raise
         if worker.scans >= _MAX_SCANS:
             self._replace(worker)
         else:
             self._put(worker)
-        return run
 
     def wait_until_ready(self, timeout_s: float) -> bool:
         """Waits for the first worker.

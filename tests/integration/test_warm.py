@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -183,15 +184,18 @@ class TestWorker:
 
 class TestWorkers:
     def test_a_killed_worker_is_replaced(self, rulebook: Rulebook) -> None:
-        """Its scan is handed back, the next ones are done by another."""
+        """Its scan fails, the next ones are done by another."""
         workers = Workers(find_semgrep(), rulebook, size=1)
         try:
             assert workers.wait_until_ready(30)
             for worker in list(workers._all):
                 os.killpg(worker._process.pid, signal.SIGKILL)
             target = target_of("eval(x)", "python")
+            run = None
             for _ in range(200):
-                if (run := workers.scan(target, ["python.eval-used"])) is not None:
+                with contextlib.suppress(ScanError), workers.lease("python", ["python.eval-used"]) as worker:
+                    run = worker.scan(target, ["python.eval-used"]) if worker is not None else None
+                if run is not None:
                     break
                 time.sleep(0.1)
             assert run is not None
