@@ -33,9 +33,8 @@ import threading
 import time
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -43,11 +42,11 @@ from guardrail.errors import ScanError
 from guardrail.shield import PartialScan, TooSlow
 from guardrail.shield.gate import Gate
 from guardrail.shield.install import find_semgrep, read_version
-from guardrail.shield.likely import choose
+from guardrail.shield.jobs import Job, grouped, like, long_ones
 from guardrail.shield.oneshot import scan_files
 from guardrail.shield.report import Hit, Result, Run, in_order, judge
 from guardrail.shield.rulebook import RULES, Rule, Rulebook
-from guardrail.shield.targets import Target, encode, likeliest_dialect, make_targets, plain_text
+from guardrail.shield.targets import Target, encode, likeliest_dialect, plain_text
 from guardrail.shield.warm import MAX_BYTES, Worker, Workers
 from guardrail.verdict import CodeBlock, Finding, Span
 
@@ -59,13 +58,10 @@ _CACHE_SIZE = 4096
 _THREADS = 8  # they mostly wait for semgrep processes, of which there are few
 _SLOW_S = 5.0  # of the slow lane, for a block of a few lines
 _SLOW_CHARS_S = 20_000  # each so many characters of it have a second more
-_PARTLY = "semgrep did not understand all of it"
 _MOST_FINDINGS = 500  # of a block; a block with more is not worth reading on
 _FEW_BLOCKS = 16  # more of them are put in order of their rules and share the workers
 _LANES = 2
 _ROUNDS = ((0, 1), (1, 4), (4, None))  # how many of a block's files are scanned together
-_MOST_BLOCKS = 200
-_LEAST_BLOCKS, _MANY_RULES = 40, 20  # starting a process costs as much as 20 rules over 40 blocks
 # A block takes about 2 ms beside others; a log scan sends hundreds at once.
 _BLOCK_S = 0.1
 
@@ -184,12 +180,12 @@ class SemgrepScanner:
             if self._size:
                 self._workers = Workers(self._core, self._rulebook, size=self._size)
 
-    async def _examine(self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event) -> list[_Job]:
+    async def _examine(self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event) -> list[Job]:
         """Scans code; long blocks of many beside the others."""
-        jobs = [_Job(block, f"a{i}x") for i, block in enumerate(blocks)]
+        jobs = [Job(block, f"a{i}x") for i, block in enumerate(blocks)]
         if len(jobs) > _FEW_BLOCKS:
             await self._in_pool(self._pass_gate, jobs, deadline)
-            long = asyncio.create_task(self._scan_long(jobs, _long(jobs), deadline, cancelled))
+            long = asyncio.create_task(self._scan_long(jobs, long_ones(jobs), deadline, cancelled))
             try:
                 await self._in_pool(self._scan_quick, jobs, deadline, cancelled)
                 await long
@@ -197,14 +193,14 @@ class SemgrepScanner:
                 long.cancel()
         else:
             await self._in_pool(self._scan_few, jobs, deadline, cancelled)
-        await self._scan_long(jobs, _long(jobs), deadline, cancelled)
+        await self._scan_long(jobs, long_ones(jobs), deadline, cancelled)
         return jobs
 
     async def _in_pool(self, work: Callable[..., None], *args: Any) -> None:
         await asyncio.wrap_future(self._pool.submit(work, *args))
 
     async def _scan_long(
-        self, jobs: list[_Job], places: Iterable[int], deadline: float, cancelled: threading.Event
+        self, jobs: list[Job], places: Iterable[int], deadline: float, cancelled: threading.Event
     ) -> None:
         """Has the blocks at some places scanned in the slow lane, one at a time, so that callers take turns.
 
@@ -219,7 +215,7 @@ class SemgrepScanner:
                 continue
             scan.cancel()
             # A job of its own: the scan may still write to the other.
-            jobs[i] = _Job(job.block, job.stem, hits=set(job.hits), is_done=True, is_lost=True)
+            jobs[i] = Job(job.block, job.stem, hits=set(job.hits), is_done=True, is_lost=True)
 
     def _look_up(
         self, keys: Sequence[tuple[str, str]], blocks: Sequence[CodeBlock]
@@ -242,7 +238,7 @@ class SemgrepScanner:
             self.start()
         return results, missing
 
-    def _take(self, keys: Sequence[tuple[str, str]], jobs: Sequence[_Job]) -> dict[tuple[str, str], Result]:
+    def _take(self, keys: Sequence[tuple[str, str]], jobs: Sequence[Job]) -> dict[tuple[str, str], Result]:
         """Returns the results of jobs, and remembers those that would be the same next time."""
         results = {
             key: Result(tuple(sorted(job.hits, key=in_order)), job.failure) for key, job in zip(keys, jobs, strict=True)
@@ -255,11 +251,11 @@ class SemgrepScanner:
 
     # -- everything below runs in a thread of a pool
 
-    def _scan_few(self, jobs: list[_Job], deadline: float, cancelled: threading.Event) -> None:
+    def _scan_few(self, jobs: list[Job], deadline: float, cancelled: threading.Event) -> None:
         self._pass_gate(jobs, deadline)
         self._scan_quick(jobs, deadline, cancelled)
 
-    def _pass_gate(self, jobs: list[_Job], deadline: float) -> None:
+    def _pass_gate(self, jobs: list[Job], deadline: float) -> None:
         """Has those done in which no rule can match, and tells the long from the others."""
         if len(jobs) > _FEW_BLOCKS:
             self._start_warming().join(max(0.0, deadline - time.monotonic()))  # the gate saves more than it costs
@@ -269,13 +265,13 @@ class SemgrepScanner:
                 job.pass_as(set())
             job.is_slow = len(encode(job.code)) > MAX_BYTES
 
-    def _scan_quick(self, jobs: list[_Job], deadline: float, cancelled: threading.Event) -> None:
+    def _scan_quick(self, jobs: list[Job], deadline: float, cancelled: threading.Event) -> None:
         """Scans what is not long; what proves slow is left undone."""
         left = [job for job in jobs if not job.is_done and not job.is_slow]
         if len(left) <= _FEW_BLOCKS:
             self._scan_all_warm([left], deadline, cancelled)
         else:
-            groups = iter([list(group) for _, group in groupby(sorted(left, key=_like), key=_like)])
+            groups = iter([list(group) for _, group in groupby(sorted(left, key=like), key=like)])
             lanes = [self._runs.submit(self._scan_all_warm, groups, deadline, cancelled) for _ in range(_LANES)]
             for lane in lanes:
                 lane.result()
@@ -284,7 +280,7 @@ class SemgrepScanner:
             self._excuse(job, deadline)
             job.is_done |= not job.is_slow
 
-    def _scan_all_warm(self, groups: Iterable[list[_Job]], deadline: float, cancelled: threading.Event) -> None:
+    def _scan_all_warm(self, groups: Iterable[list[Job]], deadline: float, cancelled: threading.Event) -> None:
         """Scans groups of blocks one after the other; threads that share an iterator share the work."""
         for group in groups:
             for job in group:
@@ -293,12 +289,12 @@ class SemgrepScanner:
                 else:
                     self._scan_warm(job, deadline)
 
-    def _excuse(self, job: _Job, deadline: float) -> None:
+    def _excuse(self, job: Job, deadline: float) -> None:
         """Clears a block that was not understood, and in which no rule can match however it reads."""
         if job.failure and not job.is_lost and job.rule_ids is None and self._is_beyond_rules(job.block, deadline):
             job.pass_as(set())
 
-    def _scan_slow(self, job: _Job, deadline: float, cancelled: threading.Event) -> None:
+    def _scan_slow(self, job: Job, deadline: float, cancelled: threading.Event) -> None:
         """Scans one block by itself, within its time."""
         limit = min(deadline, time.monotonic() + _SLOW_S + len(job.code) / _SLOW_CHARS_S)
         job.choose_targets()
@@ -324,7 +320,7 @@ class SemgrepScanner:
         gate = self._gate
         return None if gate is None else sorted(gate.candidates(*plain_text(block)))
 
-    def _scan_warm(self, job: _Job, deadline: float) -> None:
+    def _scan_warm(self, job: Job, deadline: float) -> None:
         """Scans a block's files in turn until one is read as a whole; they are made while the rules load.
 
         Leaves the job undone where none was, unless a parser has told that none would be. A file that takes too long
@@ -344,7 +340,7 @@ class SemgrepScanner:
         except ScanError:
             job.choose_targets()
 
-    def _read_whole(self, job: _Job, worker: Worker, deadline: float) -> None:
+    def _read_whole(self, job: Job, worker: Worker, deadline: float) -> None:
         hits: set[Hit] = set()
         for target in job.targets:
             if len(encode(target.text)) > MAX_BYTES or time.monotonic() > deadline:
@@ -355,16 +351,16 @@ class SemgrepScanner:
                 job.pass_as(hits)
                 return
         if job.is_told:
-            job.hits, job.failure, job.is_done = hits, _PARTLY, True
+            job.fail(hits)
 
-    def _scan_apart(self, jobs: Sequence[_Job], deadline: float, cancelled: threading.Event) -> None:
+    def _scan_apart(self, jobs: Sequence[Job], deadline: float, cancelled: threading.Event) -> None:
         """Scans blocks with processes of their own: all as they stand, then variants of those that are left.
 
         Of a group that took too long, each block is tried by itself; what held up the others is for the slow lane.
         """
         for first, last in _ROUNDS:
             left = [job for job in jobs if not job.is_done and not job.is_slow and job.targets[first:last]]
-            groups = list(_groups(left))
+            groups = list(grouped(left))
             runs = [self._runs.submit(self._run_group, group, first, last, deadline, cancelled) for group in groups]
             for group, run in zip(groups, (run.result() for run in runs), strict=True):
                 for job in group:
@@ -375,7 +371,7 @@ class SemgrepScanner:
                         job.take(run, job.targets[first:last], self._rulebook.rules)
 
     def _run_group(
-        self, group: Sequence[_Job], first: int, last: int | None, deadline: float, cancelled: threading.Event
+        self, group: Sequence[Job], first: int, last: int | None, deadline: float, cancelled: threading.Event
     ) -> Run | None:
         try:
             return self._run_files(group, [t for job in group for t in job.targets[first:last]], deadline, cancelled)
@@ -383,7 +379,7 @@ class SemgrepScanner:
             return None
 
     def _run_files(
-        self, jobs: Sequence[_Job], targets: Sequence[Target], deadline: float, cancelled: threading.Event
+        self, jobs: Sequence[Job], targets: Sequence[Target], deadline: float, cancelled: threading.Event
     ) -> Run:
         known = [job.rule_ids for job in jobs if job.rule_ids is not None]
         only = frozenset[str]().union(*known) if len(known) == len(jobs) else None
@@ -433,77 +429,3 @@ class SemgrepScanner:
 def _line_column(starts: list[int], offset: int) -> tuple[int, int]:
     line = min(bisect_right(starts, offset), len(starts) - 1)
     return line, offset - starts[line - 1] + 1
-
-
-@dataclass
-class _Job:
-    """A block on its way: its files, as it stands first, the rules that can match it, and what is known so far."""
-
-    block: CodeBlock
-    stem: str  # names of its files begin with it
-    rule_ids: list[str] | None = None  # None: not known
-    targets: Sequence[Target] = ()  # the readings that are scanned, in order
-    is_told: bool = False  # whether a parser chose them
-    hits: set[Hit] = field(default_factory=set)
-    failure: str = "there was no time left to scan it"
-    is_done: bool = False
-    is_slow: bool = False  # for the slow lane
-    is_lost: bool = False  # a process failed: next time may be better
-
-    @property
-    def code(self) -> str:
-        return self.block.code
-
-    def choose_targets(self) -> None:
-        """Makes the block's files, once."""
-        if not self.targets:
-            self.targets, self.is_told = choose(make_targets(self.block, self.stem))
-
-    def pass_as(self, hits: set[Hit]) -> None:
-        """Notes that the block is verified, with what was found."""
-        self.hits, self.failure, self.is_done = hits, "", True
-
-    def give_up(self, why: str) -> None:
-        """Notes that the block is not verified, and may be next time."""
-        self.failure, self.is_done, self.is_lost = why, True, True
-
-    def take(self, run: Run, targets: Sequence[Target], rules: Mapping[str, Rule]) -> None:
-        """Takes in what a run says of some of the block's files, in order, up to the first that was read as a whole."""
-        for target in targets:
-            result = judge(run, target, self.code, rules)
-            # What any reading of the block found is kept: a repair may not talk a finding away.
-            self.hits.update(result.hits)
-            is_first = target is self.targets[0]
-            self.failure = result.failure if is_first else self.failure and result.failure
-            self.is_lost |= target.name in run.failed or target.name in run.exhausted
-            # What used up its time or its memory would do so in each of its forms.
-            self.is_done = result.is_whole or (is_first and self.is_lost) or target.name in run.exhausted
-            if self.is_done:
-                return
-        if self.is_told and not self.is_lost:
-            self.failure = _PARTLY
-
-
-def _long(jobs: Sequence[_Job]) -> list[int]:
-    return [i for i, job in enumerate(jobs) if job.is_slow and not job.is_done]
-
-
-def _like(job: _Job) -> tuple[str, list[str]]:
-    """Blocks that are alike in this are scanned with the same rules."""
-    return job.block.language or "", job.rule_ids or []
-
-
-def _groups(jobs: Sequence[_Job]) -> Iterator[list[_Job]]:
-    """Puts blocks together for which a few rules of one language will do: each rule costs time on each file."""
-    group: list[_Job] = []
-    rules: set[str] = set()
-    for job in sorted(jobs, key=_like):
-        wanted = rules | set(job.rule_ids or ())
-        is_other = group and job.targets[0].language != group[0].targets[0].language
-        if is_other or len(group) >= _MOST_BLOCKS or (len(group) >= _LEAST_BLOCKS and len(wanted) > _MANY_RULES):
-            yield group
-            group, wanted = [], set(job.rule_ids or ())
-        group.append(job)
-        rules = wanted
-    if group:
-        yield group
