@@ -24,6 +24,7 @@ from guardrail.client_stream import (
     AsyncGeneratedStream,
     Batch,
     CheckedStream,
+    Ending,
     GeneratedStream,
     each,
     error_of,
@@ -50,9 +51,6 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 # Above the default policy's 30 s, so that the server's own answer, which says more, comes first.
 _TIMEOUT_S = 60.0
-
-# What grpc.aio tells of a stream that the server ended while an item was being written, whatever the server's reason.
-_FAILED_WRITE = "Internal error from Core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -421,7 +419,7 @@ class AsyncGuardClient(_Client):
                 async for item in each(items):
                     if (request := batch.send(item)) is not None:
                         yield request
-                        # A server that refuses the stream does so now, and no write fails: see _FAILED_WRITE.
+                        # A server that refuses the stream does so now.
                         await call.initial_metadata()
                         if call.done():
                             return
@@ -429,14 +427,13 @@ class AsyncGuardClient(_Client):
                 batch.source_error = exc
 
         call = self._stub.CheckBatch(requests(), timeout=timeout_s)
+        ending = Ending(call)
         try:
             async for response in call:
                 for result in batch.receive(response):
                     yield result
         except grpc.RpcError as exc:
-            if exc.details() == _FAILED_WRITE:
-                raise Unavailable("the server ended the stream; send what has no answer again") from exc
-            raise error_of(exc) from exc
+            raise await ending.error(exc) from exc
         finally:
             call.cancel()
         for error in batch.end():

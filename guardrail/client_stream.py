@@ -22,7 +22,8 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from guardrail import wire
-from guardrail.errors import Blocked, GuardrailError, InternalError, InvalidInput, MissingExtra
+from guardrail.deadline import Deadline
+from guardrail.errors import Blocked, GuardrailError, InternalError, InvalidInput, MissingExtra, Unavailable
 from guardrail.progress import Progress, PromptCheck, Release
 from guardrail.verdict import Conversation, Decision, Exchange, Finding, Message, Role
 
@@ -38,6 +39,7 @@ __all__ = [
     "AsyncGeneratedStream",
     "Batch",
     "CheckedStream",
+    "Ending",
     "GeneratedStream",
     "each",
     "error_of",
@@ -50,6 +52,11 @@ T = TypeVar("T")
 
 # What a source of deltas may take to end, in seconds; one that ignores its cancellation is left behind.
 _CLOSING_S = 0.05
+
+# What grpc.aio tells of a stream that the server ended while a message was being written, whatever the server's reason.
+_FAILED_WRITE = "Internal error from Core"
+_STATUS_S = 0.25
+_LOOK_S = 0.001
 
 
 def moderate_config(
@@ -399,6 +406,7 @@ class AsyncCheckedStream(_ModeratedTexts, _Async):
 
     async def _run(self) -> AsyncIterator[str]:
         call = self._open_call()
+        ending = Ending(call)
         writing = asyncio.create_task(self._write(call), name="guardrail-deltas")
         try:
             while (response := await call.read()) is not grpc.aio.EOF:
@@ -407,7 +415,7 @@ class AsyncCheckedStream(_ModeratedTexts, _Async):
                 if self._state.progress.decision is not None:
                     break
         except grpc.RpcError as exc:
-            raise error_of(exc) from exc
+            raise await ending.error(exc) from exc
         except asyncio.CancelledError:
             if self._state.source_error is not None:
                 raise self._state.source_error from None
@@ -473,6 +481,55 @@ class AsyncGeneratedStream(_GeneratedTexts, _Async):
 def error_of(exc: Any) -> GuardrailError:
     """Returns the error that a call's status stands for."""
     return wire.error_from_problem(wire.problem_from_call(exc))
+
+
+class Ending:
+    """The status that the server ended an aio stream with.
+
+    grpc.aio takes a write that fails, since the stream has ended, for the status (``set_internal_error``): in place of
+    the server's, which it may have known already, or until Core gives it. It is never given where answers before it
+    are left unread, as they are after a failed write.
+
+    Args:
+        call: The stream.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._first: Any = None
+        call.add_done_callback(self._keep)
+
+    async def error(self, exc: Any) -> GuardrailError:
+        """Returns the error that the status stands for.
+
+        Args:
+            exc: What reading the stream raised; the stream was not cancelled.
+        """
+        if exc.details() != _FAILED_WRITE:
+            return error_of(exc)
+        deadline = Deadline(_STATUS_S)
+        while self._first is None or self._first.details() == _FAILED_WRITE:
+            if not deadline.remaining_s:
+                return Unavailable("the server ended the stream; send what has no answer again")
+            await asyncio.sleep(_LOOK_S)
+            self._keep(self._call)
+        return error_of(self._first)
+
+    def _keep(self, call: Any) -> None:
+        # A call that is done has its status at hand; its coroutines wait for nothing.
+        self._first = grpc.aio.AioRpcError(
+            _at_once(call.code()), grpc.aio.Metadata(), _at_once(call.trailing_metadata()), _at_once(call.details())
+        )
+
+
+def _at_once(coroutine: Any) -> Any:
+    """Returns the result of a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise AssertionError("expected a call that is done")
 
 
 async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

@@ -22,7 +22,7 @@ from guardrail import wire
 from guardrail._pb import guard_pb2 as pb
 from guardrail.errors import GuardrailError, Unavailable
 from guardrail.serving.admission import Gate
-from guardrail.serving.calls import sendable, well_formed
+from guardrail.serving.calls import Requests, sendable, well_formed
 from guardrail.serving.live import LiveGuard
 from guardrail.serving.options import ServerOptions
 from guardrail.serving.turns import Lane, tokens_of
@@ -48,12 +48,12 @@ class BatchChecker:
         self._options = options
         self._streams = 0
 
-    async def check_batch(self, _requests: object, context: Any) -> None:
+    async def check_batch(self, requests: Requests, context: Any) -> None:
         """Answers items in their order; reads on only as answers are taken."""
         async with self._gate.call():
             await context.send_initial_metadata(())  # tells a client that it may go on
             stream = _Stream(self._options.max_in_flight_per_stream)
-            reader = asyncio.create_task(self._read(context, stream), name="guardrail-batch")
+            reader = asyncio.create_task(self._read(requests, context, stream), name="guardrail-batch")
             closing = asyncio.create_task(self._gate.closing.wait())
             closing.add_done_callback(lambda _: reader.cancel())
             self._streams += 1
@@ -72,12 +72,12 @@ class BatchChecker:
                 # After an orderly end there is nothing left; after a client that went away, nobody waits for the rest.
                 stream.cancel()
 
-    async def _read(self, context: Any, stream: _Stream) -> None:
+    async def _read(self, requests: Requests, context: Any, stream: _Stream) -> None:
         """Begins a task for each item; at the end None, or the error that ends the stream."""
         try:
             while True:
                 await stream.room(self._options.max_tokens // max(self._streams, _LARGEST_SHARE))
-                request = await context.read()
+                request = await requests.read()
                 if request is grpc.aio.EOF:
                     stream.put(None)
                     return
