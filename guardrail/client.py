@@ -18,15 +18,14 @@ from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from guardrail import wire
+from guardrail.client_batch import AsyncSource, Batch, Source
 from guardrail.client_channel import ClientTls, open_aio_channel, open_channel
 from guardrail.client_stream import (
     AsyncCheckedStream,
     AsyncGeneratedStream,
-    Batch,
     CheckedStream,
     Ending,
     GeneratedStream,
-    each,
     error_of,
     generate_stream_request,
     moderate_config,
@@ -205,23 +204,27 @@ class GuardClient(_Client):
             GuardrailError: If the stream itself fails.
         """
         batch = Batch()
+        source = Source(items)
 
         def requests() -> Iterator[pb.CheckBatchRequest]:
             try:
-                for item in items:
-                    if (request := batch.send(item)) is not None:
-                        yield request
-            except Exception as exc:  # in grpc's thread nobody would see it
+                while taken := source.take(batch.most):
+                    yield from batch.requests(taken)
+            except GeneratorExit:
+                raise
+            except BaseException as exc:  # in grpc's thread nobody would see it
                 batch.source_error = exc
 
         call = self._stub.CheckBatch(requests(), timeout=timeout_s)
         try:
+            batch.opened(call.initial_metadata())
             for response in call:
                 yield from batch.receive(response)
         except grpc.RpcError as exc:
             raise error_of(exc) from exc
         finally:
             call.cancel()
+            source.close()
         yield from batch.end()
 
     def scan_code(
@@ -413,14 +416,15 @@ class AsyncGuardClient(_Client):
     ) -> AsyncGenerator[Decision | GuardrailError, None]:
         """Judges many messages over one stream; see :meth:`GuardClient.check_many`."""
         batch = Batch()
+        source = AsyncSource(items)
 
         async def requests() -> AsyncIterator[pb.CheckBatchRequest]:
             try:
-                async for item in each(items):
-                    if (request := batch.send(item)) is not None:
+                while taken := await source.take(batch.most):
+                    for request in batch.requests(taken):
                         yield request
                         # A server that refuses the stream does so now.
-                        await call.initial_metadata()
+                        batch.opened(await call.initial_metadata())
                         if call.done():
                             return
             except Exception as exc:  # in grpc's task nobody would see it
@@ -436,6 +440,7 @@ class AsyncGuardClient(_Client):
             raise await ending.error(exc) from exc
         finally:
             call.cancel()
+            await source.close()
         for error in batch.end():
             yield error
 

@@ -8,8 +8,7 @@
     text.decision
 
 What is sent is kept until the server says how far it may be shown; a server's word never lets text out that the mode
-of the stream holds back. Each stream has one state, :class:`Batch`, :class:`_Moderated` or :class:`_Generated`, and
-two ways to wait.
+of the stream holds back. Each stream has one state, :class:`_Moderated` or :class:`_Generated`, and two ways to wait.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ except ImportError as exc:
 __all__ = [
     "AsyncCheckedStream",
     "AsyncGeneratedStream",
-    "Batch",
     "CheckedStream",
     "Ending",
     "GeneratedStream",
@@ -103,64 +101,6 @@ def _member(kind: type[M], value: str, name: str) -> M:
     except ValueError:
         known = ", ".join(str(member.value) for member in kind)
         raise InvalidInput(f"expected {name} to be one of {known}, got {value!r}") from None
-
-
-class Batch:
-    """Items on their way through ``CheckBatch``: what was sent, and what the answers mean.
-
-    The sync client sends from grpc's thread and receives in the caller's: a deque is safe between the two.
-    """
-
-    def __init__(self) -> None:
-        # For each item in order: the id it was sent with, or why it was not sent.
-        self._items: deque[str | GuardrailError] = deque()
-        self._count = 0
-        self.source_error: BaseException | None = None
-
-    def send(self, item: str | Conversation) -> pb.CheckBatchRequest | None:
-        """Returns what to send for an item; None where it cannot be sent, which is then its result."""
-        item_id = str(self._count)
-        self._count += 1
-        try:
-            conversation = Conversation.of(item) if isinstance(item, str) else item
-            request = pb.CheckBatchRequest(
-                id=item_id,
-                messages=wire.conversation_to_wire(conversation),
-                path=wire.require_unicode(conversation.path, "the path"),
-            )
-        except InvalidInput as exc:
-            self._items.append(exc)
-            return None
-        self._items.append(item_id)
-        return request
-
-    def receive(self, response: pb.CheckBatchResponse) -> Iterator[Decision | GuardrailError]:
-        """Gives the results that a response brings, in the order of the items."""
-        yield from self.unsent()
-        if not self._items or self._items.popleft() != response.id:
-            raise InternalError(f"expected the server's answers in the order of the requests, got id {response.id!r}")
-        if response.WhichOneof("result") == "error":
-            yield wire.error_from_problem(wire.problem_from_item(response.error))
-        else:
-            yield wire.decision_from_wire(response.decision)
-
-    def unsent(self) -> Iterator[GuardrailError]:
-        """Gives the results of the next items that were not sent."""
-        while self._items and isinstance(item := self._items[0], GuardrailError):
-            self._items.popleft()
-            yield item
-
-    def end(self) -> Iterator[GuardrailError]:
-        """Gives what is left when the server has answered everything.
-
-        Raises:
-            InternalError: If it has not.
-        """
-        if self.source_error is not None:
-            raise self.source_error
-        yield from self.unsent()
-        if self._items:
-            raise InternalError(f"the server ended the stream with {len(self._items)} answers missing")
 
 
 class _Moderated:
