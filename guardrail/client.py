@@ -12,6 +12,7 @@ answer that cannot be read is a decision to block.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -215,16 +216,16 @@ class GuardClient(_Client):
             except BaseException as exc:  # in grpc's thread nobody would see it
                 batch.source_error = exc
 
-        call = self._stub.CheckBatch(requests(), timeout=timeout_s)
-        try:
-            batch.opened(call.initial_metadata())
-            for response in call:
-                yield from batch.receive(response)
-        except grpc.RpcError as exc:
-            raise error_of(exc) from exc
-        finally:
-            call.cancel()
-            source.close()
+        with contextlib.closing(source):
+            call = self._stub.CheckBatch(requests(), timeout=timeout_s)
+            try:
+                batch.opened(call.initial_metadata())
+                for response in call:
+                    yield from batch.receive(response)
+            except grpc.RpcError as exc:
+                raise error_of(exc) from exc
+            finally:
+                call.cancel()
         yield from batch.end()
 
     def scan_code(
@@ -430,17 +431,17 @@ class AsyncGuardClient(_Client):
             except Exception as exc:  # in grpc's task nobody would see it
                 batch.source_error = exc
 
-        call = self._stub.CheckBatch(requests(), timeout=timeout_s)
-        ending = Ending(call)
-        try:
-            async for response in call:
-                for result in batch.receive(response):
-                    yield result
-        except grpc.RpcError as exc:
-            raise await ending.error(exc) from exc
-        finally:
-            call.cancel()
-            await source.close()
+        async with contextlib.aclosing(source):
+            call = self._stub.CheckBatch(requests(), timeout=timeout_s)
+            ending = Ending(call)
+            try:
+                async for response in call:
+                    for result in batch.receive(response):
+                        yield result
+            except grpc.RpcError as exc:
+                raise await ending.error(exc) from exc
+            finally:
+                call.cancel()
         for error in batch.end():
             yield error
 

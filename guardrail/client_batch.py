@@ -216,7 +216,7 @@ class AsyncSource:
             raise self._error
         return taken
 
-    async def close(self) -> None:
+    async def aclose(self) -> None:
         """Reads no more."""
         if self._filling is not None:
             self._filling.cancel()
