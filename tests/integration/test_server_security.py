@@ -302,7 +302,7 @@ class TestBeyondLoopback:
             served(host="0.0.0.0", token_file=token_file, has_reflection=has_reflection) as server,
             channel_to(server) as channel,
         ):
-            call = channel.stream_stream(REFLECTION)(iter([b""]), metadata=metadata)
+            call = channel.stream_stream(REFLECTION)(iter([b""]) if is_there else None, metadata=metadata)
             if is_there:
                 assert await call.read()
             else:
