@@ -12,20 +12,21 @@ answer that cannot be read is a decision to block.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 from guardrail import wire
+from guardrail.client_batch import AsyncSource, Batch, Source
 from guardrail.client_channel import ClientTls, open_aio_channel, open_channel
 from guardrail.client_stream import (
     AsyncCheckedStream,
     AsyncGeneratedStream,
-    Batch,
     CheckedStream,
+    Ending,
     GeneratedStream,
-    each,
     error_of,
     generate_stream_request,
     moderate_config,
@@ -50,9 +51,6 @@ DEFAULT_TARGET = "127.0.0.1:50051"
 
 # Above the default policy's 30 s, so that the server's own answer, which says more, comes first.
 _TIMEOUT_S = 60.0
-
-# What grpc.aio tells of a stream that the server ended while an item was being written, whatever the server's reason.
-_FAILED_WRITE = "Internal error from Core"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,23 +205,27 @@ class GuardClient(_Client):
             GuardrailError: If the stream itself fails.
         """
         batch = Batch()
+        source = Source(items)
 
         def requests() -> Iterator[pb.CheckBatchRequest]:
             try:
-                for item in items:
-                    if (request := batch.send(item)) is not None:
-                        yield request
-            except Exception as exc:  # in grpc's thread nobody would see it
+                while taken := source.take(batch.most):
+                    yield from batch.requests(taken)
+            except GeneratorExit:
+                raise
+            except BaseException as exc:  # in grpc's thread nobody would see it
                 batch.source_error = exc
 
-        call = self._stub.CheckBatch(requests(), timeout=timeout_s)
-        try:
-            for response in call:
-                yield from batch.receive(response)
-        except grpc.RpcError as exc:
-            raise error_of(exc) from exc
-        finally:
-            call.cancel()
+        with contextlib.closing(source):
+            call = self._stub.CheckBatch(requests(), timeout=timeout_s)
+            try:
+                batch.opened(call.initial_metadata())
+                for response in call:
+                    yield from batch.receive(response)
+            except grpc.RpcError as exc:
+                raise error_of(exc) from exc
+            finally:
+                call.cancel()
         yield from batch.end()
 
     def scan_code(
@@ -415,30 +417,31 @@ class AsyncGuardClient(_Client):
     ) -> AsyncGenerator[Decision | GuardrailError, None]:
         """Judges many messages over one stream; see :meth:`GuardClient.check_many`."""
         batch = Batch()
+        source = AsyncSource(items)
 
         async def requests() -> AsyncIterator[pb.CheckBatchRequest]:
             try:
-                async for item in each(items):
-                    if (request := batch.send(item)) is not None:
+                while taken := await source.take(batch.most):
+                    for request in batch.requests(taken):
                         yield request
-                        # A server that refuses the stream does so now, and no write fails: see _FAILED_WRITE.
-                        await call.initial_metadata()
+                        # A server that refuses the stream does so now.
+                        batch.opened(await call.initial_metadata())
                         if call.done():
                             return
             except Exception as exc:  # in grpc's task nobody would see it
                 batch.source_error = exc
 
-        call = self._stub.CheckBatch(requests(), timeout=timeout_s)
-        try:
-            async for response in call:
-                for result in batch.receive(response):
-                    yield result
-        except grpc.RpcError as exc:
-            if exc.details() == _FAILED_WRITE:
-                raise Unavailable("the server ended the stream; send what has no answer again") from exc
-            raise error_of(exc) from exc
-        finally:
-            call.cancel()
+        async with contextlib.aclosing(source):
+            call = self._stub.CheckBatch(requests(), timeout=timeout_s)
+            ending = Ending(call)
+            try:
+                async for response in call:
+                    for result in batch.receive(response):
+                        yield result
+            except grpc.RpcError as exc:
+                raise await ending.error(exc) from exc
+            finally:
+                call.cancel()
         for error in batch.end():
             yield error
 

@@ -8,8 +8,7 @@
     text.decision
 
 What is sent is kept until the server says how far it may be shown; a server's word never lets text out that the mode
-of the stream holds back. Each stream has one state, :class:`Batch`, :class:`_Moderated` or :class:`_Generated`, and
-two ways to wait.
+of the stream holds back. Each stream has one state, :class:`_Moderated` or :class:`_Generated`, and two ways to wait.
 """
 
 from __future__ import annotations
@@ -22,7 +21,8 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from guardrail import wire
-from guardrail.errors import Blocked, GuardrailError, InternalError, InvalidInput, MissingExtra
+from guardrail.deadline import Deadline
+from guardrail.errors import Blocked, GuardrailError, InternalError, InvalidInput, MissingExtra, Unavailable
 from guardrail.progress import Progress, PromptCheck, Release
 from guardrail.verdict import Conversation, Decision, Exchange, Finding, Message, Role
 
@@ -36,8 +36,8 @@ except ImportError as exc:
 __all__ = [
     "AsyncCheckedStream",
     "AsyncGeneratedStream",
-    "Batch",
     "CheckedStream",
+    "Ending",
     "GeneratedStream",
     "each",
     "error_of",
@@ -50,6 +50,11 @@ T = TypeVar("T")
 
 # What a source of deltas may take to end, in seconds; one that ignores its cancellation is left behind.
 _CLOSING_S = 0.05
+
+# What grpc.aio tells of a stream that the server ended while a message was being written, whatever the server's reason.
+_FAILED_WRITE = "Internal error from Core"
+_STATUS_S = 0.25
+_LOOK_S = 0.001
 
 
 def moderate_config(
@@ -96,64 +101,6 @@ def _member(kind: type[M], value: str, name: str) -> M:
     except ValueError:
         known = ", ".join(str(member.value) for member in kind)
         raise InvalidInput(f"expected {name} to be one of {known}, got {value!r}") from None
-
-
-class Batch:
-    """Items on their way through ``CheckBatch``: what was sent, and what the answers mean.
-
-    The sync client sends from grpc's thread and receives in the caller's: a deque is safe between the two.
-    """
-
-    def __init__(self) -> None:
-        # For each item in order: the id it was sent with, or why it was not sent.
-        self._items: deque[str | GuardrailError] = deque()
-        self._count = 0
-        self.source_error: BaseException | None = None
-
-    def send(self, item: str | Conversation) -> pb.CheckBatchRequest | None:
-        """Returns what to send for an item; None where it cannot be sent, which is then its result."""
-        item_id = str(self._count)
-        self._count += 1
-        try:
-            conversation = Conversation.of(item) if isinstance(item, str) else item
-            request = pb.CheckBatchRequest(
-                id=item_id,
-                messages=wire.conversation_to_wire(conversation),
-                path=wire.require_unicode(conversation.path, "the path"),
-            )
-        except InvalidInput as exc:
-            self._items.append(exc)
-            return None
-        self._items.append(item_id)
-        return request
-
-    def receive(self, response: pb.CheckBatchResponse) -> Iterator[Decision | GuardrailError]:
-        """Gives the results that a response brings, in the order of the items."""
-        yield from self.unsent()
-        if not self._items or self._items.popleft() != response.id:
-            raise InternalError(f"expected the server's answers in the order of the requests, got id {response.id!r}")
-        if response.WhichOneof("result") == "error":
-            yield wire.error_from_problem(wire.problem_from_item(response.error))
-        else:
-            yield wire.decision_from_wire(response.decision)
-
-    def unsent(self) -> Iterator[GuardrailError]:
-        """Gives the results of the next items that were not sent."""
-        while self._items and isinstance(item := self._items[0], GuardrailError):
-            self._items.popleft()
-            yield item
-
-    def end(self) -> Iterator[GuardrailError]:
-        """Gives what is left when the server has answered everything.
-
-        Raises:
-            InternalError: If it has not.
-        """
-        if self.source_error is not None:
-            raise self.source_error
-        yield from self.unsent()
-        if self._items:
-            raise InternalError(f"the server ended the stream with {len(self._items)} answers missing")
 
 
 class _Moderated:
@@ -399,6 +346,7 @@ class AsyncCheckedStream(_ModeratedTexts, _Async):
 
     async def _run(self) -> AsyncIterator[str]:
         call = self._open_call()
+        ending = Ending(call)
         writing = asyncio.create_task(self._write(call), name="guardrail-deltas")
         try:
             while (response := await call.read()) is not grpc.aio.EOF:
@@ -407,7 +355,7 @@ class AsyncCheckedStream(_ModeratedTexts, _Async):
                 if self._state.progress.decision is not None:
                     break
         except grpc.RpcError as exc:
-            raise error_of(exc) from exc
+            raise await ending.error(exc) from exc
         except asyncio.CancelledError:
             if self._state.source_error is not None:
                 raise self._state.source_error from None
@@ -473,6 +421,55 @@ class AsyncGeneratedStream(_GeneratedTexts, _Async):
 def error_of(exc: Any) -> GuardrailError:
     """Returns the error that a call's status stands for."""
     return wire.error_from_problem(wire.problem_from_call(exc))
+
+
+class Ending:
+    """The status that the server ended an aio stream with.
+
+    grpc.aio takes a write that fails, since the stream has ended, for the status (``set_internal_error``): in place of
+    the server's, which it may have known already, or until Core gives it. It is never given where answers before it
+    are left unread, as they are after a failed write.
+
+    Args:
+        call: The stream.
+    """
+
+    def __init__(self, call: Any) -> None:
+        self._call = call
+        self._first: Any = None
+        call.add_done_callback(self._keep)
+
+    async def error(self, exc: Any) -> GuardrailError:
+        """Returns the error that the status stands for.
+
+        Args:
+            exc: What reading the stream raised; the stream was not cancelled.
+        """
+        if exc.details() != _FAILED_WRITE:
+            return error_of(exc)
+        deadline = Deadline(_STATUS_S)
+        while self._first is None or self._first.details() == _FAILED_WRITE:
+            if not deadline.remaining_s:
+                return Unavailable("the server ended the stream; send what has no answer again")
+            await asyncio.sleep(_LOOK_S)
+            self._keep(self._call)
+        return error_of(self._first)
+
+    def _keep(self, call: Any) -> None:
+        # A call that is done has its status at hand; its coroutines wait for nothing.
+        self._first = grpc.aio.AioRpcError(
+            _at_once(call.code()), grpc.aio.Metadata(), _at_once(call.trailing_metadata()), _at_once(call.details())
+        )
+
+
+def _at_once(coroutine: Any) -> Any:
+    """Returns the result of a coroutine that waits for nothing."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value
+    coroutine.close()
+    raise AssertionError("expected a call that is done")
 
 
 async def each(items: Iterable[T] | AsyncIterable[T]) -> AsyncIterator[T]:

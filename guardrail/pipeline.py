@@ -482,11 +482,10 @@ def _sound(verdict: Verdict, source: Source) -> Verdict:
     """Returns the verdict, or ``UNVERIFIED`` where its numbers mean nothing."""
     if not isinstance(verdict, Verdict):
         return unverified(source, f"expected a Verdict, got {type(verdict).__name__}")
-    numbers = [*verdict.scores.values()]
-    if verdict.unsafe_probability is not None:
-        numbers.append(verdict.unsafe_probability)
-    if not all(isinstance(number, (int, float)) and 0.0 <= number <= 1.0 for number in numbers):
-        return unverified(source, "expected scores in 0..1")
+    unsafe = verdict.unsafe_probability
+    for number in verdict.scores.values() if unsafe is None else (*verdict.scores.values(), unsafe):
+        if not (isinstance(number, (int, float)) and 0.0 <= number <= 1.0):
+            return unverified(source, "expected scores in 0..1")
     return verdict
 
 

@@ -404,7 +404,7 @@ class Decision:
     def categories(self) -> tuple[HazardCategory, ...]:
         """The categories that any verdict names, each once, in the order of the taxonomy."""
         named = {category for verdict in self.verdicts for category in verdict.categories}
-        return tuple(category for category in HazardCategory if category in named)
+        return tuple(category for category in HazardCategory if category in named) if named else ()
 
     @property
     def scores(self) -> dict[HazardCategory, float]:

@@ -267,24 +267,28 @@ class CheckResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ...) -> None: ...
 
 class CheckBatchRequest(_message.Message):
-    __slots__ = ("id", "messages", "path")
+    __slots__ = ("id", "messages", "path", "items")
     ID_FIELD_NUMBER: _ClassVar[int]
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     PATH_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
     id: str
     messages: _containers.RepeatedCompositeFieldContainer[Message]
     path: str
-    def __init__(self, id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., path: _Optional[str] = ...) -> None: ...
+    items: _containers.RepeatedCompositeFieldContainer[CheckBatchRequest]
+    def __init__(self, id: _Optional[str] = ..., messages: _Optional[_Iterable[_Union[Message, _Mapping]]] = ..., path: _Optional[str] = ..., items: _Optional[_Iterable[_Union[CheckBatchRequest, _Mapping]]] = ...) -> None: ...
 
 class CheckBatchResponse(_message.Message):
-    __slots__ = ("id", "decision", "error")
+    __slots__ = ("id", "decision", "error", "items")
     ID_FIELD_NUMBER: _ClassVar[int]
     DECISION_FIELD_NUMBER: _ClassVar[int]
     ERROR_FIELD_NUMBER: _ClassVar[int]
+    ITEMS_FIELD_NUMBER: _ClassVar[int]
     id: str
     decision: Decision
     error: ItemError
-    def __init__(self, id: _Optional[str] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ...) -> None: ...
+    items: _containers.RepeatedCompositeFieldContainer[CheckBatchResponse]
+    def __init__(self, id: _Optional[str] = ..., decision: _Optional[_Union[Decision, _Mapping]] = ..., error: _Optional[_Union[ItemError, _Mapping]] = ..., items: _Optional[_Iterable[_Union[CheckBatchResponse, _Mapping]]] = ...) -> None: ...
 
 class ItemError(_message.Message):
     __slots__ = ("code", "message", "reason", "retry_after_s")

@@ -87,6 +87,11 @@ class GuardServiceServicer:
         """Judges many conversations over one stream. Responses come in the order of the requests, one for each. What is
         wrong with one item is that item's error and leaves the others and the stream alone; bytes that are not a
         CheckBatchRequest end the stream with INVALID_ARGUMENT, after the answers to what came before.
+
+        A message may hold a group of items. Answers to them may come in groups, cut otherwise and in the same order; an
+        item that was sent alone is answered alone. A server that takes groups says so in its initial metadata, which it
+        sends at once: "guardrail-group-bytes" is how long a message with a group may be. To any other server send single
+        items.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -96,11 +96,12 @@ def serve(
         policy_file=_policy_file(policy),
         watches_policy=watch_policy,
     )
-    configure_logging(log_format)
     generator = _generator(upstream, upstream_model) if upstream and upstream_model else None
     http_options = _http(http, upstream, upstream_model) if http is not None else None
     if http_options is not None:
         refuse_open_door(http_options.host, has_tls=tls_cert is not None, has_tokens=token_file is not None)
+    # From here on this process is a server; a command that is refused leaves logging to whoever called it.
+    configure_logging(log_format)
     telemetry = _telemetry(has_metrics=http is not None, has_tracing=tracing)
     guard = build_guard(model=model, policy=policy)
     guard.start()

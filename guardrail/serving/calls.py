@@ -1,4 +1,9 @@
-"""What all methods share: bytes that are no message, ids, and errors that become statuses of wire's table."""
+"""What all methods share: bytes that are no message, ids, and errors that become statuses of wire's table.
+
+A stream that ends while its client still writes is first read to the client's own end, for a moment at most: trailers
+close the stream under the client's writes, and grpc.aio's client then takes the write that failed for the status
+(INTERNAL, "Internal error from Core") and reads no further. It would miss the true status, and answers on their way.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,31 @@ import logging
 import traceback
 import uuid
 from collections.abc import Awaitable, Callable
-from typing import Any
+from typing import Any, NoReturn
 
+import grpc
 from google.protobuf.message import DecodeError
 
 from guardrail import wire
+from guardrail.deadline import Deadline
 from guardrail.errors import DeadlineExceeded, GuardrailError, InternalError, InvalidInput
 from guardrail.telemetry.logs import bind_request_id
 
-__all__ = ["reader", "reporting", "request_id", "sendable", "taken", "well_formed"]
+__all__ = [
+    "Requests",
+    "reader",
+    "reporting",
+    "reporting_stream",
+    "request_id",
+    "sendable",
+    "taken",
+    "well_formed",
+]
 
 logger = logging.getLogger("guardrail.server")
+
+# How long a stream that has ended is read on. Less than a stopping server leaves to answers on their way out.
+_HEARING_OUT_S = 0.2
 
 
 class _Malformed:
@@ -67,11 +86,75 @@ def reporting(method: Callable[[Any, Any], Awaitable[Any]]) -> Callable[[Any, An
         try:
             return await method(well_formed(request), context)
         except Exception as exc:
-            status = wire.problem_from_error(sendable(exc)).to_status()
-        await context.abort_with_status(status)
-        raise AssertionError("abort_with_status returned")
+            await _abort(context, exc)
 
     return handle
+
+
+def reporting_stream(method: Callable[[Requests, Any], Awaitable[None]]) -> Callable[[Any, Any], Awaitable[None]]:
+    """Returns the same for a method that reads a stream; its client is heard out before the stream ends."""
+
+    async def handle(_requests: Any, context: Any) -> None:
+        requests = Requests(context)
+        error: Exception | None = None
+        try:
+            await method(requests, context)
+        except Exception as exc:
+            error = exc
+        try:
+            await requests.hear_out()
+        except asyncio.CancelledError:
+            if error is not None:
+                raise
+            return  # the client has all its answers, and left before the end
+        finally:
+            requests.close()
+        if error is not None:
+            await _abort(context, error)
+
+    return handle
+
+
+async def _abort(context: Any, error: Exception) -> NoReturn:
+    await context.abort_with_status(wire.problem_from_error(sendable(error)).to_status())
+    raise AssertionError("abort_with_status returned")
+
+
+class Requests:
+    """What the client of a stream writes.
+
+    Args:
+        context: Of the call.
+    """
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        self._reading: asyncio.Future[Any] | None = None
+
+    async def read(self) -> Any:
+        """Reads the next message, or EOF; where that is cancelled, the message is lost."""
+        return await self._context.read()
+
+    def reading(self) -> asyncio.Future[Any]:
+        """Returns the next message, or EOF, to be waited for; until it has come it is the same one."""
+        if self._reading is None or self._reading.done():
+            self._reading = asyncio.ensure_future(self._context.read())
+        return self._reading
+
+    async def hear_out(self) -> None:
+        """Reads and drops what comes until the client has ended its side, for a moment at most."""
+        deadline = Deadline(_HEARING_OUT_S)
+        while time_s := deadline.remaining_s:
+            reading = self.reading()
+            await asyncio.wait({reading}, timeout=time_s)
+            # Where a read was cancelled grpc still has it, and this one gives EOF at once.
+            if not reading.done() or reading.cancelled() or reading.exception() or reading.result() is grpc.aio.EOF:
+                return
+
+    def close(self) -> None:
+        """Reads no more."""
+        if self._reading is not None:
+            self._reading.cancel()  # does nothing to a message that has come
 
 
 async def taken(writing: Awaitable[None], patience_s: float) -> None:

@@ -24,7 +24,7 @@ from guardrail._pb import guard_pb2 as pb
 from guardrail.deadline import Deadline
 from guardrail.errors import DeadlineExceeded, InvalidInput, Unavailable
 from guardrail.serving.admission import Gate
-from guardrail.serving.calls import request_id, sendable, taken, well_formed
+from guardrail.serving.calls import Requests, request_id, sendable, taken, well_formed
 from guardrail.serving.live import LiveGuard
 from guardrail.serving.options import ServerOptions
 from guardrail.streaming import Feed, amoderate
@@ -49,11 +49,11 @@ class Moderator:
         self._gate = gate
         self._options = options
 
-    async def moderate(self, _requests: object, context: Any) -> None:
+    async def moderate(self, requests: Requests, context: Any) -> None:
         """Judges one answer; the last message that is written has the decision."""
         async with self._gate.call():
             guard = self._live.guard
-            reader = _Reader(context, self._gate, self._options.max_message_bytes, guard.policy.deadline_s)
+            reader = _Reader(requests, self._gate, self._options.max_message_bytes, guard.policy.deadline_s)
             try:
                 config = await reader.config()
                 own_id = request_id(config)
@@ -80,15 +80,15 @@ class _Reader:
     """Reads the messages of one stream, in a task of its own once the config was read.
 
     Args:
-        context: Gives the messages.
+        requests: Gives the messages.
         gate: Says when the server stops.
         limit: What all messages together may be long, in bytes.
         patience_s: How long to wait for one, in seconds.
     """
 
-    def __init__(self, context: Any, gate: Gate, limit: int, patience_s: float) -> None:
+    def __init__(self, requests: Requests, gate: Gate, limit: int, patience_s: float) -> None:
         self.feed = Feed()
-        self._context = context
+        self._requests = requests
         self._limit = self._room = limit
         self._patience_s = patience_s
         self._deadline = Deadline(_LONGEST_STREAM_S)
@@ -133,12 +133,9 @@ class _Reader:
             Unavailable: If the server stops meanwhile.
         """
         self._deadline.require()
-        reading = asyncio.ensure_future(self._context.read())
-        try:
-            await asyncio.wait({reading, self._closing}, timeout=self._patience_s, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            reading.cancel()  # does nothing to a message that has come
-        if not reading.done() or reading.cancelled():
+        reading = self._requests.reading()
+        await asyncio.wait({reading, self._closing}, timeout=self._patience_s, return_when=asyncio.FIRST_COMPLETED)
+        if not reading.done():
             if self._closing.done():
                 raise Unavailable("the server is stopping; ask another one about the text")
             raise DeadlineExceeded(f"the client sent nothing for {self._patience_s:g} s; end a stream that is over")

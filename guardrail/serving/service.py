@@ -16,7 +16,7 @@ from guardrail.errors import ConfigurationError, InvalidInput
 from guardrail.protocols import Generator
 from guardrail.serving.admission import Gate, Slot
 from guardrail.serving.batch import BatchChecker
-from guardrail.serving.calls import reader, reporting, request_id, taken
+from guardrail.serving.calls import Requests, reader, reporting, reporting_stream, request_id, taken
 from guardrail.serving.live import LiveGuard
 from guardrail.serving.moderate import Moderator
 from guardrail.serving.options import ServerOptions
@@ -55,13 +55,13 @@ class Service:
             )
             for name, (method, request) in unary.items()
         }
-        streams: dict[str, tuple[Callable[[Any, Any], Awaitable[Any]], Any]] = {
+        streams: dict[str, tuple[Callable[[Requests, Any], Awaitable[None]], Any]] = {
             "CheckBatch": (BatchChecker(self._live, self._gate, self._options).check_batch, pb.CheckBatchRequest),
             "Moderate": (Moderator(self._live, self._gate, self._options).moderate, pb.ModerateRequest),
         }
         for name, (method, request) in streams.items():
             methods[name] = grpc.stream_stream_rpc_method_handler(
-                reporting(method),
+                reporting_stream(method),
                 request_deserializer=reader(request),
                 response_serializer=lambda response: response.SerializeToString(),
             )

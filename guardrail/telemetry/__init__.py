@@ -84,23 +84,9 @@ class Telemetry:
                 seconds = time.perf_counter() - started
                 if self.metrics is not None:
                     self.metrics.request_ended(record, seconds)
-                access_logger.log(
-                    logging.DEBUG if record.is_probe else logging.INFO,
-                    "%s %s %s in %.1f ms",
-                    record.door,
-                    record.method,
-                    record.status,
-                    seconds * 1000,
-                    extra={
-                        "fields": {
-                            "door": record.door,
-                            "method": record.method,
-                            "status": record.status,
-                            "action": record.action,
-                            "duration_ms": round(seconds * 1000, 3),
-                        }
-                    },
-                )
+                level = logging.DEBUG if record.is_probe else logging.INFO
+                if access_logger.isEnabledFor(level):
+                    _log(level, record, seconds)
 
     def close(self) -> None:
         """Sends what is left, and stops."""
@@ -108,3 +94,23 @@ class Telemetry:
             self.metrics.close()
         if self.tracing is not None:
             self.tracing.close()
+
+
+def _log(level: int, record: RequestRecord, seconds: float) -> None:
+    access_logger.log(
+        level,
+        "%s %s %s in %.1f ms",
+        record.door,
+        record.method,
+        record.status,
+        seconds * 1000,
+        extra={
+            "fields": {
+                "door": record.door,
+                "method": record.method,
+                "status": record.status,
+                "action": record.action,
+                "duration_ms": round(seconds * 1000, 3),
+            }
+        },
+    )

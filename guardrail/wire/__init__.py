@@ -60,6 +60,7 @@ from guardrail.wire.values import (
 )
 
 __all__ = [
+    "GROUP_BYTES",
     "PROMPT_CHECKS",
     "RELEASES",
     "SENDABLE",
@@ -88,3 +89,6 @@ __all__ = [
 ]
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GuardService"].full_name
+
+GROUP_BYTES = "guardrail-group-bytes"
+"""Initial metadata of ``CheckBatch``: how long a message with a group of items may be; absent where none is taken."""

@@ -222,10 +222,9 @@ def source_from_wire(source: pb.Source) -> Source:
 
 
 def _verdict_to_wire(verdict: Verdict) -> pb.Verdict:
-    return pb.Verdict(
+    written = pb.Verdict(
         outcome=_OUTCOMES.to_wire(verdict.outcome),
         source=source_to_wire(verdict.source),
-        scores=[pb.CategoryScore(category=CATEGORIES.to_wire(c), score=score) for c, score in verdict.scores.items()],
         categories=[CATEGORIES.to_wire(category) for category in verdict.categories],
         unsafe_probability=verdict.unsafe_probability,
         findings=[finding_to_wire(finding) for finding in verdict.findings],
@@ -233,6 +232,11 @@ def _verdict_to_wire(verdict: Verdict) -> pb.Verdict:
         detail=verdict.detail,
         timing=pb.Timing(queue_ms=verdict.timing.queue_ms, compute_ms=verdict.timing.compute_ms),
     )
+    # In place: messages that are given to a constructor are copied, which takes twice the time for all eleven.
+    add = written.scores.add
+    for category, score in verdict.scores.items():
+        add(category=CATEGORIES.to_wire(category), score=score)
+    return written
 
 
 def _verdict_from_wire(verdict: pb.Verdict) -> Verdict:

@@ -35,7 +35,7 @@ FLOORS: list[set[str]] = [
     {"_pb"},
     {"wire"},
     {"telemetry"},
-    {"serving", "client_stream", "client_channel"},
+    {"serving", "client_batch", "client_stream", "client_channel"},
     {"server", "client", "logscan"},
     {"evaluation"},
     {"cli"},
@@ -43,7 +43,7 @@ FLOORS: list[set[str]] = [
 ]
 FLOOR_OF = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 # Rows that only rows above may use, though nothing forbids it by height: wire and client know no engine.
-WITHOUT_ENGINE = {"wire", "client", "client_stream", "client_channel", "_pb"}
+WITHOUT_ENGINE = {"wire", "client", "client_batch", "client_stream", "client_channel", "_pb"}
 ENGINE = {
     "policy",
     "suppression",

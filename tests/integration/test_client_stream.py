@@ -11,10 +11,11 @@ import pytest
 from sidecar import KEYWORDS, GatedClassifier, client_of, in_thread, served, until
 from streams import EvalShield
 
+from guardrail import wire
 from guardrail._pb import guard_pb2 as pb
 from guardrail._pb import guard_pb2_grpc
 from guardrail.client import AsyncGuardClient, GuardClient
-from guardrail.errors import Blocked, InternalError, InvalidInput, Unavailable
+from guardrail.errors import Blocked, InternalError, InvalidInput, Overloaded, Unavailable
 from guardrail.pipeline import Guard
 from guardrail.policy import load_policy
 from guardrail.progress import Release
@@ -237,6 +238,34 @@ class _FalseServer(guard_pb2_grpc.GuardServiceServicer):
                 break
         for answer in self._answers:
             yield answer
+
+
+class _RefusingServer(guard_pb2_grpc.GuardServiceServicer):
+    """Ends every stream while its client writes, and hears nobody out."""
+
+    async def Moderate(self, requests: Any, context: Any) -> None:  # noqa: N802
+        await context.read()
+        await context.abort_with_status(wire.problem_from_error(Overloaded("full", retry_after_s=2.5)).to_status())
+
+    CheckBatch = Moderate
+
+
+@pytest.mark.parametrize("method", ["stream", "check_many"])
+async def test_a_stream_that_ends_under_a_write_has_its_own_status(method: str) -> None:
+    """grpc.aio calls it INTERNAL at first; the client waits for what the server said."""
+    server = grpc.aio.server()
+    guard_pb2_grpc.add_GuardServiceServicer_to_server(_RefusingServer(), server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with AsyncGuardClient(f"127.0.0.1:{port}") as client:
+            for _ in range(20):
+                # So long that the write waits for the peer's window, and fails where the stream ends.
+                with pytest.raises(Overloaded, match="full") as caught:
+                    _ = [part async for part in getattr(client, method)(["hello", "x" * 2_000_000, "bye"])]
+                assert caught.value.retry_after_s == 2.5
+    finally:
+        await server.stop(None)
 
 
 ALLOW = pb.Decision(action=pb.ACTION_ALLOW)

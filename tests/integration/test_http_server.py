@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import signal
@@ -434,6 +435,13 @@ class TestProgram:
         done = CliRunner().invoke(app, ["serve", "--http", address])
         assert done.exit_code == 2
         assert "expected HOST:PORT" in done.stderr
+
+    @pytest.mark.parametrize("address", ["8080", "0.0.0.0:0"])
+    def test_a_refused_command_leaves_logging_alone(self, address: str) -> None:
+        """A program that runs the command in its own process logs as before; its stderr may be gone by then."""
+        before = logging.getLogger().handlers[:]
+        assert CliRunner().invoke(app, ["serve", "--http", address]).exit_code == 2
+        assert logging.getLogger().handlers == before
 
     def test_other_machines_may_not_ask_without_protection(self) -> None:
         """Told before a model is loaded, as for gRPC."""

@@ -319,6 +319,39 @@ class TestErrors:
         assert code is grpc.StatusCode.UNAVAILABLE
         assert "canaries" in details
 
+    async def test_a_client_that_writes_on_hears_why_its_stream_was_refused(self) -> None:
+        """A status sent under its writes would reach a client of grpc.aio as INTERNAL; it is heard out first."""
+        async with served(KeywordClassifier({}), is_ready=False) as server, stub_to(server) as stub:
+            call = stub.Moderate()
+            await call.write(config())
+            await until(lambda: server._gate._refused > 0)
+            for _ in range(5):
+                await call.write(delta(SAFE))
+            await call.done_writing()
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call.read()
+        assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+
+    async def test_a_client_that_writes_on_reads_the_decision_that_ended_its_stream(self) -> None:
+        """Answers on their way would be lost with a write that failed."""
+        async with served() as server, stub_to(server) as stub:
+            call = stub.Moderate()
+            await call.write(config(stop_early=True))
+            await call.write(delta(SAFE))
+            await call.write(delta(UNSAFE))
+            await until(lambda: not server._gate.calls)
+            for _ in range(5):
+                await call.write(delta(SAFE))
+            responses = await read_all(call, [])
+        assert responses[-1].decision.action == pb.ACTION_RETRY
+
+    async def test_a_client_that_only_listens_hears_of_a_refusal_too(self) -> None:
+        """It is not waited for without end."""
+        async with served(KeywordClassifier({}), is_ready=False) as server, stub_to(server) as stub:
+            call = stub.Moderate()
+            await call.write(config())
+            assert await call.code() is grpc.StatusCode.UNAVAILABLE
+
 
 async def test_a_long_conversation_is_context_of_the_whole_and_its_end_of_each_piece() -> None:
     """A megabyte before the answer is not read again for each of its sentences."""

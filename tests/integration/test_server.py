@@ -545,10 +545,10 @@ class TestReflection:
     async def test_reflection_can_be_off(self) -> None:
         """Then its methods are not there."""
         async with served(has_reflection=False) as server, channel_to(server) as channel:
-            call = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")(iter([b""]))
-            with pytest.raises(grpc.aio.AioRpcError) as caught:
-                _ = [answer async for answer in call]
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            # Nothing is written: grpc itself refuses the call, and its client would take a write that comes too late
+            # for the status.
+            call = channel.stream_stream("/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo")()
+            assert (await status_of(call.read())).code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 async def test_a_plain_stub_of_the_proto_file_works(tmp_path: Path) -> None:
