@@ -48,7 +48,8 @@ border:1px solid var(--line);background:var(--card);color:var(--fg);max-width:10
 #rows summary{padding:0;color:var(--ink)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);border:1px solid var(--line);
 border-radius:.4rem;padding:.5rem;margin:.3rem 0;max-width:46rem;max-height:24rem;overflow:auto}
-@media (max-width:40rem){svg.time{overflow:visible}svg.time text{font-size:15px}.rules td:last-child{min-width:0}#rows td:nth-child(n){text-align:right;min-width:0}
+@media (max-width:40rem){svg.time{overflow:visible}svg.time text{font-size:15px}
+.rules td:last-child{min-width:0}#rows td:nth-child(n){text-align:right;min-width:0}
 #rows td:first-child::before{content:"row"}
 #rows td:nth-child(2)::before{content:"decision"}#rows td:nth-child(3)::before{content:"sort"}
 #rows td:nth-child(4)::before{content:"rail"}#rows td:nth-child(5)::before{content:"highest score"}
