@@ -275,8 +275,9 @@ class Guard:
         # Hazards of all messages, and code where the policy asks for it; each verdict knows the message it is about.
         unreadable = {i: detail for i, c in enumerate(conversations) if (detail := _unreadable(c))}
         readable = [i for i in range(len(conversations)) if i not in unreadable]
+        rails = [conversation.rail for conversation in conversations]
         jobs = [self._judge(self._classifier, [conversations[i] for i in readable], deadline)]
-        with_code = [i for i in readable if conversations[i].rail in self._rails_with_code]
+        with_code = [i for i in readable if rails[i] in self._rails_with_code] if self._code_shield is not None else []
         if self._code_shield is not None and with_code:
             jobs.append(self._judge_code(self._code_shield, [conversations[i] for i in with_code], deadline, code_from))
         verdicts: list[list[Verdict]] = [[] for _ in conversations]
@@ -287,9 +288,14 @@ class Guard:
         for indices, judged in zip((readable, with_code), results, strict=False):
             for i, verdict in zip(indices, judged, strict=True):
                 verdicts[i].append(verdict)
-        decisions = [self.policy.decide(c.rail, v, path=c.path) for c, v in zip(conversations, verdicts, strict=True)]
-        for decision in decisions:
-            self._notify(decision)
+        decide = self.policy.decide
+        decisions = [
+            decide(rail, judged, path=conversation.path)
+            for conversation, rail, judged in zip(conversations, rails, verdicts, strict=True)
+        ]
+        if self._observers:
+            for decision in decisions:
+                self._notify(decision)
         return decisions
 
     def check(self, conversation: Conversation, *, deadline_s: float | None = None, code_from: int = 0) -> Decision:
@@ -459,9 +465,12 @@ def require_text(answer: object) -> str:
 
 def _unreadable(conversation: Conversation) -> str | None:
     """Says why there is nothing that a classifier could judge, or None."""
-    if not conversation.last.content.strip():
+    text = conversation.messages[-1].content
+    if not text or text.isspace():
         return "the message is empty: there is nothing to judge"
     for message in conversation.messages:
+        if message.content.isascii():  # known without a look at the text
+            continue
         try:
             message.content.encode()
         except UnicodeEncodeError as exc:
@@ -482,11 +491,18 @@ def _sound(verdict: Verdict, source: Source) -> Verdict:
     """Returns the verdict, or ``UNVERIFIED`` where its numbers mean nothing."""
     if not isinstance(verdict, Verdict):
         return unverified(source, f"expected a Verdict, got {type(verdict).__name__}")
-    unsafe = verdict.unsafe_probability
-    for number in verdict.scores.values() if unsafe is None else (*verdict.scores.values(), unsafe):
-        if not (isinstance(number, (int, float)) and 0.0 <= number <= 1.0):
-            return unverified(source, "expected scores in 0..1")
+    numbers = [*verdict.scores.values()]
+    if verdict.unsafe_probability is not None:
+        numbers.append(verdict.unsafe_probability)
+    # The sum tells what the least and the highest may hide: with a NaN among them it is no number either.
+    if set(map(type, numbers)) == _FLOATS and min(numbers) >= 0.0 and max(numbers) <= 1.0 and sum(numbers) >= 0.0:
+        return verdict
+    if not all(isinstance(number, (int, float)) and 0.0 <= number <= 1.0 for number in numbers):
+        return unverified(source, "expected scores in 0..1")
     return verdict
+
+
+_FLOATS = {float}
 
 
 class _Portal:

@@ -34,6 +34,8 @@ __all__ = ["PRESETS", "Policy", "RailPolicy", "Rule", "load_policy", "parse_poli
 
 PRESETS = ("strict", "default", "monitor")
 
+_SAFE = Outcome.SAFE  # a name of the module is found in a tenth of the time, and this is asked for every text
+
 _DEFAULT_BLOCK_MESSAGE = "I can't help with that."
 
 
@@ -63,6 +65,11 @@ class RailPolicy:
     unsafe: Rule = Rule()
     categories: Mapping[HazardCategory, Rule] = field(default_factory=dict)
     findings: Mapping[Severity, Action | Mapping[Confidence, Action]] = field(default_factory=dict)
+    # The least score that could be a reason: most texts have none, and are decided by a look at their highest score.
+    _least: float = field(init=False, repr=False, compare=False, default=0.0)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_least", min(self.rule(category).threshold for category in HazardCategory))
 
     def rule(self, category: HazardCategory) -> Rule:
         """Returns the category's own rule, or ``unsafe``."""
@@ -77,6 +84,16 @@ class RailPolicy:
         """Returns the action for a finding; what is not said is blocked."""
         treatment = self.findings.get(severity, Action.BLOCK)
         return treatment if isinstance(treatment, Action) else treatment.get(confidence, Action.BLOCK)
+
+    def has_nothing_against(self, verdict: Verdict) -> bool:
+        """Whether a verdict is plainly no reason for anything; where this says no, the rules must be asked."""
+        if verdict.outcome is not _SAFE or verdict.categories or verdict.findings or verdict.unscanned:
+            return False
+        unsafe = verdict.unsafe_probability
+        if unsafe is not None and not unsafe < self.unsafe.threshold:
+            return False
+        # Written so that a score which is no number, and compares with nothing, is never passed over here.
+        return not verdict.scores or max(verdict.scores.values()) < self._least
 
 
 _FINDINGS: Mapping[Rail, Mapping[Severity, Action]] = MappingProxyType(
@@ -133,8 +150,12 @@ class Policy:
             path: The conversation's path, for suppressions that name one.
             today: For suppressions that end; None means the day it is, in UTC.
         """
+        rules = self.rails[rail]
+        telling = [verdict for verdict in verdicts if not rules.has_nothing_against(verdict)]
+        if not telling and verdicts:
+            return Decision(Action.ALLOW, rail, tuple(verdicts), (), self.name, self.hash)
         day = today or datetime.now(timezone.utc).date()
-        reasons = [reason for verdict in verdicts for reason in self._reasons(rail, verdict, path, day)]
+        reasons = [reason for verdict in telling for reason in self._reasons(rail, verdict, path, day)]
         if not verdicts:
             reasons.append(Reason(self.on_unverified, ReasonKind.UNVERIFIED, "no classifier was asked"))
         if rail is Rail.PROMPT:  # A prompt cannot be generated again.
@@ -181,7 +202,7 @@ def _without_retry(reason: Reason) -> Reason:
 
 
 def _plain(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    return {key: _plain_value(value) for key, value in items if key != "hash"}
+    return {key: _plain_value(value) for key, value in items if key != "hash" and not key.startswith("_")}
 
 
 def _plain_value(value: Any) -> Any:

@@ -59,6 +59,11 @@ class Rail(str, Enum):
     RESPONSE = "response"
 
 
+# Looked up for every message: a member of an Enum costs five times as much as a name of the module.
+_RAILS = {Role.USER: Rail.PROMPT, Role.ASSISTANT: Rail.RESPONSE}
+_JUDGED = frozenset(_RAILS)
+
+
 class Outcome(str, Enum):
     """What a classifier concluded. ``UNVERIFIED`` means that no answer was obtained; it is never safe."""
 
@@ -94,12 +99,15 @@ class Action(str, Enum):
     @property
     def strictness(self) -> int:
         """0 for ``ALLOW`` up to 3 for ``BLOCK``."""
-        return list(Action).index(self)
+        return _STRICTNESS[self]
 
     @property
     def releases(self) -> bool:
         """Whether the text may be shown: true for ``ALLOW`` and ``FLAG``."""
         return self in (Action.ALLOW, Action.FLAG)
+
+
+_STRICTNESS = {action: strictness for strictness, action in enumerate(Action)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +146,7 @@ class Conversation:
     def __post_init__(self) -> None:
         if not self.messages:
             raise InvalidInput("expected at least one message, got none")
-        if self.last.role not in (Role.USER, Role.ASSISTANT):
+        if self.messages[-1].role not in _JUDGED:
             raise InvalidInput(
                 f"the last message is judged and must be from user or assistant, got {self.last.role.value}"
             )
@@ -151,7 +159,7 @@ class Conversation:
     @property
     def rail(self) -> Rail:
         """``PROMPT`` where the user spoke last, ``RESPONSE`` where the assistant did."""
-        return Rail.PROMPT if self.last.role is Role.USER else Rail.RESPONSE
+        return _RAILS[self.messages[-1].role]
 
     @classmethod
     def of(cls, text: str, *, role: Role = Role.USER, prompt: str | None = None) -> Conversation:
@@ -390,6 +398,8 @@ class Decision:
     @property
     def outcome(self) -> Outcome:
         """Unsafe where any verdict is, else unverified where any is, else safe; unverified without verdicts."""
+        if len(self.verdicts) == 1:
+            return self.verdicts[0].outcome
         outcomes = {verdict.outcome for verdict in self.verdicts}
         if Outcome.UNSAFE in outcomes:
             return Outcome.UNSAFE

@@ -42,23 +42,57 @@ class _Lines(Progress):
     """A plain line every few seconds.
 
     Args:
+        inputs: What is read.
         already: Rows that an earlier scan judged.
         every_s: How many seconds.
     """
 
-    def __init__(self, already: int, every_s: float) -> None:
+    def __init__(self, inputs: Sequence[Input], already: int, every_s: float) -> None:
+        self._extent = _Extent(inputs)
         self._already = already
         self._every_s = every_s
         self._started = self._last = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first chunk was done, and how far it went
 
     def tell(self, message: str) -> None:
         say(message)
 
     def advance(self, chunk: Chunk, summary: Summary) -> None:
-        now = time.monotonic()
+        now, done = time.monotonic(), self._extent.bytes_until(chunk)
+        if self._first is None:
+            self._first = now, done
         if now - self._last >= self._every_s:
             self._last = now
-            say(_state(summary, self._already, now - self._started))
+            say(_state(summary, self._already, now - self._started) + self._left(now, done))
+
+    def _left(self, now: float, done: int) -> str:
+        """How much is done, and how long the rest takes at the speed of this run; ``""`` where nobody knows."""
+        total, (since, first) = self._extent.total, self._first or (now, done)
+        if not total:
+            return ""
+        left = f", {_clock((total - done) * (now - since) / (done - first))} left" if done > first else ""
+        return f", {done / total:.0%}{left}"
+
+
+class _Extent:
+    """How much there is to read.
+
+    Args:
+        inputs: What is read.
+
+    Attributes:
+        total: Bytes of all inputs; None where one has no known size, which leaves nothing to measure against.
+    """
+
+    def __init__(self, inputs: Sequence[Input]) -> None:
+        self._before = [0]
+        for one in inputs:
+            self._before.append(self._before[-1] + (one.size or 0))
+        self.total = self._before[-1] if all(one.size is not None for one in inputs) else None
+
+    def bytes_until(self, chunk: Chunk) -> int:
+        """Bytes of the inputs up to a chunk's end."""
+        return self._before[chunk.input] + chunk.end_byte
 
 
 class _Bar(Progress):
@@ -82,11 +116,7 @@ class _Bar(Progress):
 
         self._already = already
         self._started = time.monotonic()
-        # Bytes of the inputs before each; an input without a known size leaves nothing to measure against.
-        self._before = [0]
-        for one in inputs:
-            self._before.append(self._before[-1] + (one.size or 0))
-        is_known = all(one.size is not None for one in inputs)
+        self._extent = _Extent(inputs)
         self._progress = Progress(
             SpinnerColumn(),
             BarColumn(bar_width=None),
@@ -97,7 +127,7 @@ class _Bar(Progress):
             transient=True,
             expand=True,
         )
-        self._task = self._progress.add_task("", total=self._before[-1] if is_known else None, state="first rows")
+        self._task = self._progress.add_task("", total=self._extent.total, state="first rows")
         self._progress.start()
 
     def tell(self, message: str) -> None:
@@ -105,7 +135,7 @@ class _Bar(Progress):
 
     def advance(self, chunk: Chunk, summary: Summary) -> None:
         state = _state(summary, self._already, time.monotonic() - self._started)
-        self._progress.update(self._task, completed=self._before[chunk.input] + chunk.end_byte, state=state)
+        self._progress.update(self._task, completed=self._extent.bytes_until(chunk), state=state)
 
     def stop(self) -> None:
         self._progress.stop()
@@ -118,13 +148,21 @@ def progress_for(inputs: Sequence[Input], *, already: int, is_quiet: bool, every
         return Progress()
     if console.is_terminal and not console.is_dumb_terminal:
         return _Bar(inputs, already, console)
-    return _Lines(already, every_s)
+    return _Lines(inputs, already, every_s)
 
 
 def _state(summary: Summary, already: int, elapsed_s: float) -> str:
+    from guardrail.verdict import Action
+
     rate = (summary.rows - already) / elapsed_s if elapsed_s > 0 else 0.0
     errors = f", {summary.errors} bad" if summary.errors else ""
-    return f"{summary.rows:,} rows, {rate:,.0f}/s, {summary.blocked:,} blocked{errors}"
+    found = f"{summary.blocked:,} blocked, {summary.decisions[Action.FLAG]:,} flagged"
+    return f"{summary.rows:,} rows, {rate:,.0f}/s, {found}{errors}"
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
 
 
 def summary_dict(summary: Summary, guard: Guard, *, repeats: int, rows: int, elapsed_s: float) -> dict[str, Any]:

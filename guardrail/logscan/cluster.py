@@ -11,6 +11,7 @@ inputs and output must be where all nodes see them. An actor that dies is replac
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -100,6 +101,8 @@ def _judge(ray: Any, shards: Sequence[Shard], work: Work, workers: int | None) -
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    # It tells a terminal that its bars are off, and how each run went; the scan says that itself.
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     items = ray.data.from_items([{"shard": to_json(shard)} for shard in shards], override_num_blocks=len(shards))
     answers = items.map_batches(
         _Worker,

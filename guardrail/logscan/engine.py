@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from guardrail.logscan.render import decision_json, dumps, place_json
 from guardrail.logscan.rows import BadRow, EmptyRow, Row, content_hash
@@ -26,6 +26,8 @@ CHUNK_ROWS = 256
 
 CHUNK_CHARS = 4_000_000
 """The same in characters, for rows of megabytes."""
+
+_UNVERIFIED = Outcome.UNVERIFIED  # asked of each row, and a member of an Enum costs five times as much
 
 # Some 4 KB each: what repeats in a log, greetings and canned answers, repeats within fewer.
 _REMEMBERED = 10_000
@@ -53,14 +55,13 @@ class Judgement:
     def is_complete(self) -> bool:
         """Whether every classifier that was asked gave an answer; code without rules is counted apart."""
         for verdict in self.decision.verdicts:
-            if verdict.outcome is Outcome.UNVERIFIED and not verdict.unscanned:
+            if verdict.outcome is _UNVERIFIED and not verdict.unscanned:
                 return False
         return bool(self.decision.verdicts)
 
 
-@dataclass(frozen=True, slots=True)
-class ScanResult:
-    """What came of one row.
+class ScanResult(NamedTuple):
+    """What came of one row; a tuple as :class:`~guardrail.logscan.rows.Row` is.
 
     Attributes:
         row: The row.
@@ -97,13 +98,13 @@ class ScanResult:
         """Returns the result as one line of JSON in UTF-8, line feed included."""
         row = self.row
         if self.judgement is None or isinstance(row, BadRow):
-            text = dumps(self.to_dict())
+            text = dumps(self.to_dict()) + "\n"
         else:
             place = place_json(row.id, row.file, row.line, row.turn, self.hash)
             kept = f', "fields": {dumps(row.kept)}' if row.kept else ""
-            text = f"{place}{kept}, {self.judgement.json[1:]}"
+            text = f"{place}{kept}, {self.judgement.json[1:]}\n"
         # A lone surrogate in an id goes out as the \\udXXX escape that it came in as.
-        return text.encode("utf-8", "backslashreplace") + b"\n"
+        return text.encode("utf-8", "backslashreplace")
 
     def _place(self) -> dict[str, Any]:
         row = self.row
@@ -138,30 +139,27 @@ class Judge:
     def judge(self, rows: Sequence[Row | BadRow]) -> list[ScanResult]:
         """Judges rows together; result i belongs to row i."""
         hashes = [content_hash(row.conversation) if isinstance(row, Row) else "" for row in rows]
-        new: dict[str, Conversation] = {}
-        answers: dict[str, Judgement] = {}
+        known, new = self._known, dict[str, Conversation]()
+        answers: dict[str, Judgement | None] = {"": None}
         for row, key in zip(rows, hashes, strict=True):
             if not isinstance(row, Row):
                 continue
             if key in answers or key in new:
                 self.repeats += 1
-            elif (known := self._known.get(key)) is not None:
-                self._known.move_to_end(key)
-                answers[key] = known
+            elif key in known:
+                known.move_to_end(key)
+                answers[key] = known[key]
                 self.repeats += 1
             else:
                 new[key] = row.conversation
         if new:
             for key, decision in zip(new, self._guard.check_many(list(new.values())), strict=True):
-                answers[key] = self._remember(key, Judgement(decision))
-        return [ScanResult(row, answers[key] if key else None, key) for row, key in zip(rows, hashes, strict=True)]
-
-    def _remember(self, key: str, judgement: Judgement) -> Judgement:
-        if self._size and judgement.is_complete:
-            self._known[key] = judgement
-            if len(self._known) > self._size:
-                self._known.popitem(last=False)
-        return judgement
+                answers[key] = judgement = Judgement(decision)
+                if judgement.is_complete:
+                    known[key] = judgement
+            while len(known) > self._size:
+                known.popitem(last=False)
+        return [ScanResult(row, answers[key], key) for row, key in zip(rows, hashes, strict=True)]
 
 
 def scan(rows: Iterable[Row | BadRow], guard: Guard, *, chunk_rows: int = CHUNK_ROWS) -> Iterator[ScanResult]:
@@ -186,4 +184,8 @@ def scan(rows: Iterable[Row | BadRow], guard: Guard, *, chunk_rows: int = CHUNK_
 
 def chars_of(row: Row | BadRow | EmptyRow) -> int:
     """Returns how much text a row holds."""
-    return sum([len(message.content) for message in row.conversation.messages]) if isinstance(row, Row) else 0
+    chars = 0
+    if isinstance(row, Row):
+        for message in row.conversation.messages:
+            chars += len(message.content)
+    return chars

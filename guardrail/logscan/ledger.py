@@ -130,9 +130,10 @@ class Ledger:
         progress = read_json(self.progress_path) if not is_complete else earlier.get("progress")
         # Killed between giving the results their name and saying so: then the partial file is gone, and all is done.
         is_named = is_complete or (progress is not None and progress["is_at_end"] and not self._partial.exists())
-        if not (self._output if is_named else self._partial).exists():
+        results = self._output if is_named else self._partial
+        if not results.exists():
             return None
-        require_same(earlier, self._manifest, str(self._partial))
+        require_same(earlier, self._manifest, str(results))
         return Progress(**progress) if progress is not None else None
 
     @property

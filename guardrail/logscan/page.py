@@ -48,7 +48,8 @@ border:1px solid var(--line);background:var(--card);color:var(--fg);max-width:10
 #rows summary{padding:0;color:var(--ink)}
 pre{white-space:pre-wrap;overflow-wrap:anywhere;background:var(--card);border:1px solid var(--line);
 border-radius:.4rem;padding:.5rem;margin:.3rem 0;max-width:46rem;max-height:24rem;overflow:auto}
-@media (max-width:40rem){.rules td:last-child{min-width:0}#rows td:nth-child(n){text-align:right;min-width:0}
+@media (max-width:40rem){svg.time{overflow:visible}svg.time text{font-size:15px}
+.rules td:last-child{min-width:0}#rows td:nth-child(n){text-align:right;min-width:0}
 #rows td:first-child::before{content:"row"}
 #rows td:nth-child(2)::before{content:"decision"}#rows td:nth-child(3)::before{content:"sort"}
 #rows td:nth-child(4)::before{content:"rail"}#rows td:nth-child(5)::before{content:"highest score"}
@@ -68,7 +69,7 @@ words=value("f-words").toLowerCase(),seen=0;
 rows.forEach(function(row){var cell=row.cells,ok=(!sort||cell[2].textContent===sort)&&
 (!rail||cell[3].textContent===rail)&&(!about||cell[5].textContent.split(", ").indexOf(about)>=0)&&
 (!words||row.textContent.toLowerCase().indexOf(words)>=0);row.hidden=!ok;if(ok)seen++});
-count.textContent=seen+" of "+rows.length+" rows"}
+count.textContent=seen.toLocaleString("en")+" of "+rows.length.toLocaleString("en")+" rows"}
 function key(row,column){var text=row.cells[column].textContent;
 if(column===0||column===4){return text?parseFloat(text.replace(/,/g,"")):-1}
 if(column===1){return text in rank?rank[text]:-1}return text}

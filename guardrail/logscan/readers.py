@@ -99,8 +99,12 @@ def read_log(
         is_csv = _is_csv(source.name, lines)
         if after is not None and stream.is_plain and not is_csv:
             lines.seek(after)
-        for record in (_csv_records if is_csv else _jsonl_records)(make, lines):
-            if after is None or record[0].line > after.line:
+        records = (_csv_records if is_csv else _jsonl_records)(make, lines)
+        if after is None:
+            yield from records
+            return
+        for record in records:
+            if record[0].line > after.line:
                 yield record
 
 
@@ -170,8 +174,8 @@ class _Maker:
             return self.bad(str(exc), line, end_byte, columns)
         if not turns:
             return [EmptyRow(self.file, line, end_byte)]
-        row_id, kept = self._id(columns, line), self._kept(columns)
-        return [Row(row_id, self.file, line, end_byte, conversation, turn, kept) for turn, conversation in turns]
+        row_id, kept, file = self._id(columns, line), self._kept(columns), self.file
+        return [Row(row_id, file, line, end_byte, conversation, turn, kept) for turn, conversation in turns]
 
     def bad(self, error: str, line: int, end_byte: int, columns: Mapping[str, Any] | None = None) -> Record:
         """Makes the record of a row that cannot be read."""
@@ -213,27 +217,30 @@ class _Lines:
         self._read_bytes, self.number = after.end_byte, after.line
 
     def __iter__(self) -> Iterator[bytes | None]:
-        return self
-
-    def __next__(self) -> bytes | None:
-        self.number += 1
-        return self._peeked.pop() if self._peeked else self._read()
+        """Yields the lines from here on; who begins again goes on behind the last."""
+        try:
+            while True:
+                self.number += 1
+                yield self._peeked.pop() if self._peeked else self._read()
+        except EOFError:
+            return
 
     def peek(self) -> bytes:
         """Returns the first line that is not blank, without using it up; ``b""`` where there is none."""
         try:
             while (line := self._read()) is not None and not line.strip():
                 self.number += 1
-        except StopIteration:
+        except EOFError:
             return b""
         self._peeked.append(line)
         return line or b""
 
     def _read(self) -> bytes | None:
+        """Reads a line; raises EOFError behind the last."""
         is_first = self._read_bytes == 0
         line = self._readline(_MAX_LINE_BYTES + 1)
         if not line:
-            raise StopIteration
+            raise EOFError
         if len(line) > _MAX_LINE_BYTES and not line.endswith(b"\n"):
             while (more := self._readline(_MAX_LINE_BYTES)) and not more.endswith(b"\n"):
                 pass
@@ -281,22 +288,18 @@ def _overlong() -> str:
 
 
 def _jsonl_records(make: _Maker, lines: _Lines) -> Iterator[Record]:
-    while True:
-        try:
-            line = next(lines)
-        except StopIteration:
-            return
-        except _Damaged:
-            yield make.bad(_DAMAGED, lines.number, lines.end_byte)
-            return
-        if line is not None and line.isspace():
-            continue
-        try:
-            columns = _json_columns(line)
-        except InvalidInput as exc:
-            yield make.bad(str(exc), lines.number, lines.end_byte)
-        else:
-            yield make.record(columns, lines.number, lines.end_byte)
+    try:
+        for line in lines:
+            if line is not None and line.isspace():
+                continue
+            try:
+                columns = _json_columns(line)
+            except InvalidInput as exc:
+                yield make.bad(str(exc), lines.number, lines.end_byte)
+            else:
+                yield make.record(columns, lines.number, lines.end_byte)
+    except _Damaged:
+        yield make.bad(_DAMAGED, lines.number, lines.end_byte)
 
 
 def _json_columns(line: bytes | None) -> dict[str, Any]:

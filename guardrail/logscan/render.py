@@ -36,6 +36,7 @@ _WORD: dict[Action | Outcome | Rail, str] = {
 _float = float.__repr__  # what ``json`` uses, for numpy's too
 _FLOATS = {float}
 _NOTHING = '"categories": [], "findings": [], "unscanned": [], "detail": ""}'  # the end of most verdicts
+_SLOT = "\0"  # stands in no JSON text
 _POSITIONAL = 1e-4  # ``repr`` writes less than this with an exponent, and pydantic not yet
 
 
@@ -43,6 +44,29 @@ def decision_json(decision: Decision) -> str:
     """Returns a decision as JSON text."""
     verdicts = decision.verdicts
     numbers = [_numbers(verdict) for verdict in verdicts]
+    if len(verdicts) != 1 or decision.reasons:
+        return _put_together(decision, numbers)
+    verdict = verdicts[0]
+    if verdict.categories or verdict.findings or verdict.unscanned or verdict.detail:
+        return _put_together(decision, numbers)
+    # Nothing but numbers: nine of ten rows of a common log.
+    ((probability, scores),) = numbers
+    before, between, middle, between, after = _frame(
+        decision.action, decision.rail, decision.policy_name, decision.policy_hash, verdict.outcome, verdict.source
+    )
+    return f"{before}{probability}{between}{scores}{middle}{probability}{between}{scores}{after}"
+
+
+@lru_cache(maxsize=64)
+def _frame(action: Action, rail: Rail, name: str, policy_hash: str, outcome: Outcome, source: Source) -> list[str]:
+    """The text of a decision on one verdict without anything to say, in the pieces between its numbers."""
+    decision = Decision(action, rail, (Verdict(outcome, source),), (), name, policy_hash)
+    return _put_together(decision, [(_SLOT, _SLOT)]).split(_SLOT)
+
+
+def _put_together(decision: Decision, numbers: list[tuple[str, str]]) -> str:
+    """A decision of which the numbers of each verdict are text already."""
+    verdicts = decision.verdicts
     with_probability = [text for text, _ in numbers if text != "null"]
     with_scores = [text for _, text in numbers if text != "{}"]
     if len(with_probability) > 1 or len(with_scores) > 1:
@@ -78,18 +102,28 @@ def _numbers(verdict: Verdict) -> tuple[str, str]:
     """A verdict's probability and scores."""
     probability, scores = verdict.unsafe_probability, verdict.scores
     if scores and type(probability) is float:
-        first, *rest = _floats([probability, *scores.values()])
-        return first, _scores_of(tuple(scores)) % tuple(rest)
+        texts = _floats([*scores.values(), probability])
+        last = texts.pop()
+        return last, _named(tuple(scores), texts)
     return _number(probability), _scores(scores)
 
 
 def _scores(scores: Mapping[HazardCategory, float]) -> str:
-    return _scores_of(tuple(scores)) % tuple(_floats(list(scores.values()))) if scores else "{}"
+    return _named(tuple(scores), _floats(list(scores.values()))) if scores else "{}"
+
+
+def _named(categories: tuple[HazardCategory, ...], texts: list[str]) -> str:
+    pieces = _between(categories).copy()
+    pieces[1::2] = texts
+    return "".join(pieces)
 
 
 @lru_cache(maxsize=64)
-def _scores_of(categories: tuple[HazardCategory, ...]) -> str:
-    return f"{{{', '.join([f'{_CATEGORY[category]}: %s' for category in categories])}}}"
+def _between(categories: tuple[HazardCategory, ...]) -> list[str]:
+    """What stands around the numbers of an object of scores, with a place for each number between two of them."""
+    pieces = [f", {_CATEGORY[category]}: " for category in categories]
+    pieces[0] = "{" + pieces[0][2:]
+    return [*(part for piece in pieces for part in (piece, "")), "}"]
 
 
 def _floats(values: list[float]) -> list[str]:

@@ -59,7 +59,7 @@ def timeline(report: Report) -> str:
         f" {counted(report.without_time, 'row')} without a time that could be read." if report.without_time else ""
     )
     return (
-        f'<figure><svg viewBox="0 0 {_WIDTH:.0f} {_TOP + _HEIGHT + 20:.0f}" role="img" '
+        f'<figure><svg class=time viewBox="0 0 {_WIDTH:.0f} {_TOP + _HEIGHT + 20:.0f}" role="img" '
         f'aria-label="Decisions over time; the table below has the figures">{"".join(parts)}</svg>'
         f"<figcaption>Rows for each {_unit(unit_h)}, in UTC: <span class=keys>{legend}</span>{missing}</figcaption>"
         f"</figure><details><summary>The same as a table</summary>{table(heads, rows_of)}</details>"
@@ -94,7 +94,8 @@ def _axis(top: int) -> str:
     for share in (0.0, 0.5, 1.0):
         y = _TOP + _HEIGHT * (1 - share)
         parts.append(f'<path class=grid d="M{_LEFT:.0f} {y:.1f}H{_WIDTH:.0f}"/>')
-        parts.append(f'<text x="{_LEFT - 4:.0f}" y="{y + 3:.1f}" text-anchor="end">{top * share:,.0f}</text>')
+        if top * share % 1 == 0 or top > 100:  # of one row, a half has no name
+            parts.append(f'<text x="{_LEFT - 4:.0f}" y="{y + 3:.1f}" text-anchor="end">{top * share:,.0f}</text>')
     return "".join(parts)
 
 

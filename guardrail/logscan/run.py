@@ -114,8 +114,7 @@ def read_chunks(
     for number in range(start.input, len(inputs)):
         source = inputs[number]
         after = start.position if number == start.input else None
-        gathered: list[Record] = []
-        rows = chars = 0
+        gathered = _Gathered(number)
         try:
             for record in read_log(
                 source,
@@ -127,27 +126,44 @@ def read_chunks(
                     break
                 if is_strict and isinstance(bad := record[0], BadRow):
                     raise InvalidInput(f"bad row {bad.file}:{bad.line}: {bad.error}")
-                gathered.append(record)
-                rows += len(record)
-                chars += chars_of(record[-1])
-                if rows >= pace.rows or chars >= CHUNK_CHARS:
-                    yield _chunk(gathered, number)
-                    gathered, rows, chars = [], 0, 0
+                gathered.add(record)
+                if len(gathered.rows) + gathered.empty >= pace.rows or gathered.chars >= CHUNK_CHARS:
+                    yield gathered.chunk()
+                    gathered = _Gathered(number)
         except (GuardrailError, OSError) as exc:
-            if gathered:
-                yield _chunk(gathered, number)
+            if gathered.last is not None:
+                yield gathered.chunk()
             if isinstance(exc, OSError):
                 raise GuardrailError(f"cannot read {source.name}: {exc.strerror or type(exc).__name__}") from exc
             raise
-        if gathered:
-            yield _chunk(gathered, number)
+        if gathered.last is not None:
+            yield gathered.chunk()
 
 
-def _chunk(records: list[Record], number: int) -> Chunk:
-    rows = [row for record in records for row in record if not isinstance(row, EmptyRow)]
-    empty = sum(isinstance(record[0], EmptyRow) for record in records)
-    last = records[-1][-1]
-    return Chunk(rows, number, last.line, last.end_byte, empty)
+class _Gathered:
+    """What is to become a chunk.
+
+    Args:
+        number: Of the input that its records are of.
+    """
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+        self.rows: list[Row | BadRow] = []
+        self.empty = self.chars = 0
+        self.last: Row | BadRow | EmptyRow | None = None
+
+    def add(self, record: Record) -> None:
+        self.last = last = record[-1]
+        if isinstance(last, EmptyRow):
+            self.empty += 1
+        else:
+            self.rows += record  # type: ignore[arg-type]  # an EmptyRow stands alone
+            self.chars += chars_of(last)
+
+    def chunk(self) -> Chunk:
+        assert self.last is not None
+        return Chunk(self.rows, self._number, self.last.line, self.last.end_byte, self.empty)
 
 
 class Sink:

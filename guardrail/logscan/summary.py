@@ -56,18 +56,17 @@ class Summary:
             return
         self.unverified += not result.is_judged
         self.decisions[decision.action] += 1
+        has_categories = is_unscanned = False
         for verdict in decision.verdicts:
-            if verdict.unscanned:
-                self.unscanned += 1
-                break
-        for verdict in decision.verdicts:
-            if verdict.categories:
-                self.categories.update(decision.categories)
-                if not decision.action.releases:
-                    self.withheld.update(decision.categories)
-                break
-        for finding in decision.findings:
-            self.weaknesses[finding.cwe, finding.severity] += 1
+            is_unscanned = is_unscanned or bool(verdict.unscanned)
+            has_categories = has_categories or bool(verdict.categories)
+            for finding in verdict.findings:
+                self.weaknesses[finding.cwe, finding.severity] += 1
+        self.unscanned += is_unscanned
+        if has_categories:
+            self.categories.update(decision.categories)
+            if not decision.action.releases:
+                self.withheld.update(decision.categories)
 
     def merge(self, other: Summary) -> None:
         """Adds the counts of another part of the same scan, which comes after this one."""

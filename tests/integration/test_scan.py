@@ -198,6 +198,14 @@ class TestGoingOn:
         assert scan(tmp_path / "logs", "-o", output, "--restart", *options, "--allow-unjudged").exit_code == 0
         assert json.loads(Path(f"{output}.manifest.json").read_text())["state"] == "complete"
 
+    def test_a_complete_scan_of_something_else_is_named(self, tmp_path: Path, logs: list[Path], judge: Judge) -> None:
+        """What cannot be gone on with is the file that is there."""
+        output = tmp_path / "r.jsonl"
+        assert scan(logs[0], "-o", output, "--allow-unjudged").exit_code == 0
+        refused = scan(logs[0], "-o", output, "--resume", "--turns", "all")
+        assert refused.exit_code == 2
+        assert f"cannot go on with {output}: options turns was last, is all" in refused.stderr
+
     def test_an_unfinished_scan_is_not_lost_by_starting_another(
         self, tmp_path: Path, logs: list[Path], judge: Judge, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -152,8 +152,22 @@ decisions = st.builds(
 )  # fmt: skip
 
 
+# With nothing but numbers to say, which takes another way.
+plain = st.builds(
+    lambda action, rail, outcome, names, scores, share: Decision(
+        action, rail, (Verdict(outcome, Source(*names), scores, (), share),), (), names[0], names[1]
+    ),
+    st.sampled_from(Action),
+    st.sampled_from(Rail),
+    st.sampled_from(Outcome),
+    st.tuples(texts, texts, texts),
+    st.dictionaries(st.sampled_from(HazardCategory), shares | st.floats(0, 1e-3)),
+    st.none() | shares,
+)
+
+
 class TestRender:
-    @given(decisions)
+    @given(decisions | plain)
     def test_a_quick_decision_is_the_same_bytes(self, decision: Decision) -> None:
         """What is put together from pieces is what ``json`` writes of ``to_dict``."""
         assert decision_json(decision) == json.dumps(decision.to_dict(), ensure_ascii=False)

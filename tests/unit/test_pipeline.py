@@ -73,6 +73,8 @@ NONSENSE: dict[str, Callable[[Sequence[Conversation]], Any]] = {
     "None": lambda conversations: None,
     "no verdicts": lambda conversations: ["safe"] * len(conversations),
     "not a number": lambda conversations: [safe(float("nan"))] * len(conversations),
+    "not a number among others": lambda conversations: [safe(0.1, hate=float("nan"), privacy=0.2)] * len(conversations),
+    "not a number, and another": lambda conversations: [safe(0.1, hate=float("nan"), privacy=2.0)] * len(conversations),
     "a probability of 2": lambda conversations: [safe(2.0)] * len(conversations),
     "a negative score": lambda conversations: [safe(0.1, hate=-1.0)] * len(conversations),
     "an infinite score": lambda conversations: [safe(0.1, hate=float("inf"))] * len(conversations),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -133,6 +134,25 @@ class TestDecide:
         fewer = policy.decide(rail, [hazard(0.0), *verdicts[:-1]])
         more = policy.decide(rail, [hazard(0.0), *verdicts])
         assert more.action.strictness >= fewer.action.strictness
+
+    @given(
+        st.builds(
+            Verdict,
+            st.sampled_from(Outcome),
+            st.just(SOURCE),
+            st.dictionaries(st.sampled_from(HazardCategory), st.floats(0, 1) | st.sampled_from([0.5, 0, 1, math.nan])),
+            st.lists(st.sampled_from(HazardCategory), unique=True, max_size=2).map(tuple),
+            st.none() | st.floats(0, 1) | st.sampled_from([0.5, math.nan]),
+            unscanned=st.sampled_from([(), ("cobol",)]),
+        ),
+        st.sampled_from(Rail),
+        st.sampled_from(PRESETS),
+    )
+    def test_a_verdict_that_is_passed_over_gives_no_reason(self, verdict: Verdict, rail: Rail, name: str) -> None:
+        """The short way, by the highest score, decides as the rules would one by one."""
+        policy = load_policy(name)
+        if policy.rails[rail].has_nothing_against(verdict):
+            assert not list(policy._reasons(rail, verdict, "", date.today()))
 
 
 class TestFile:

@@ -367,6 +367,11 @@ class TestPage:
         assert "1 row without a time" in page_of(*rows, row())
         assert "The rows carry no time" in page_of(row())
 
+    def test_an_axis_has_no_halves_of_rows(self) -> None:
+        """One row at most: the marks say 0 and 1, and not 0 twice."""
+        tree = parsed(page_of(row(timestamp=1_600_000_000)))
+        assert texts_of(tree, "{http://www.w3.org/2000/svg}text")[:3] == ["0", "1", "2020-09-13 12:00"]
+
     def test_thresholds_of_the_policy_are_drawn_and_named(self) -> None:
         """A line without words would be a riddle."""
         page = page_of(row(hazard(0.9), code()))
