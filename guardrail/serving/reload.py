@@ -15,7 +15,7 @@ import functools
 import hashlib
 import logging
 from collections.abc import Callable, Sequence
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -30,6 +30,8 @@ from guardrail.serving.tokens import Tokens, read_tokens
 __all__ = ["Watch", "WatchedFiles", "watched_files"]
 
 logger = logging.getLogger("guardrail.server")
+
+_CLOCKS_APART = timedelta(seconds=0.5)
 
 T = TypeVar("T")
 
@@ -186,7 +188,8 @@ def watched_files(
                 certificates.files.paths,
                 read=functools.partial(read_tls, certificates.files),
                 apply=functools.partial(_apply_pair, certificates),
-                has_ended=lambda: certificates.pair.ends < datetime.now(timezone.utc),
+                # The clock that OpenSSL asks may be some milliseconds behind, and it is asked once.
+                has_ended=lambda: certificates.pair.ends < datetime.now(timezone.utc) - _CLOCKS_APART,
             )
         )
     return watched
