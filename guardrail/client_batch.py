@@ -33,8 +33,6 @@ Item = str | Conversation
 _MOST_ITEMS = 32
 # More saves nothing: what a message costs beside its bytes is small by then.
 _MOST_BYTES = 64 * 1024
-# What protobuf puts before an item of a group, at most: a tag of one byte and a length.
-_FRAME_BYTES = 6
 
 # What a source may take to end, in seconds; one that ignores its cancellation is left behind.
 _CLOSING_S = 0.05
@@ -72,7 +70,7 @@ class Batch:
         for item in items:
             if (request := self._request(item)) is None:
                 continue
-            length = request.ByteSize() + _FRAME_BYTES
+            length = request.ByteSize() + wire.FRAME_BYTES
             if group and size + length > self._group_bytes:
                 yield _joined(group)
                 group, size = [], 0

@@ -34,8 +34,6 @@ __all__ = ["BatchChecker"]
 
 # How long a message with a group may be. More saves nothing, and one message is read ahead of what has room.
 _GROUP_BYTES = 64 * 1024
-# What protobuf puts before an answer in a group, at most.
-_FRAME_BYTES = 6
 
 # One stream takes at most so much of the tokens that the server reads ahead.
 _LARGEST_SHARE = 4
@@ -193,7 +191,7 @@ class _Stream:
             if not isinstance(item, _Item) or not item.task.done():
                 break
             answer = item.task.result()
-            size += answer.ByteSize() + _FRAME_BYTES
+            size += answer.ByteSize() + wire.FRAME_BYTES
             if answers and (size > _GROUP_BYTES or not item.is_grouped):
                 break
             answers.append(answer)

@@ -45,8 +45,7 @@ class _Index:
         self._always: list[str] = []
         self._words: dict[str, list[_Entry]] = {}
         self._names: dict[str, list[_Entry]] = {}
-        self._some: dict[tuple[str, ...], list[_Entry]] = {}
-        self._any: dict[tuple[str, ...], list[_Entry]] = {}
+        self._others: dict[Formula, list[_Entry]] = {}
 
     def add(self, entry: _Entry) -> None:
         """Adds a rule under each of its keys."""
@@ -54,25 +53,19 @@ class _Index:
         if keys is None:
             self._always.append(entry.rule_id)
             return
-        tables: dict[str, dict[Any, list[_Entry]]] = {
-            "word": self._words,
-            "name": self._names,
-            "some": self._some,
-            "any": self._any,
-        }
-        for kind, value in keys:
-            tables[kind].setdefault(value, []).append(entry)
+        words = {"word": self._words, "name": self._names}
+        for key in keys:
+            kind, value = key
+            if kind in words:
+                words[kind].setdefault(value, []).append(entry)
+            else:
+                self._others.setdefault(key, []).append(entry)
 
     def candidates(self, view: View) -> set[str]:
         """Returns the rules whose formula is met."""
         met = [self._words[word] for word in view.words & self._words.keys()]
         met += [self._names[name] for name in view.names & self._names.keys()]
-        for table, text in ((self._some, view.text), (self._any, view.folded)):
-            for literals, entries in table.items():
-                for part in literals:  # a loop: a generator would take as long again as the search
-                    if part in text:
-                        met.append(entries)
-                        break
+        met += [entries for key, entries in self._others.items() if holds(key, view)]
         tried = {entry.rule_id: entry.formula for entries in met for entry in entries}
         return {rule_id for rule_id, formula in tried.items() if holds(formula, view)}.union(self._always)
 

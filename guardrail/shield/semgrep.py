@@ -263,7 +263,8 @@ class SemgrepScanner:
             job.rule_ids = self._candidates(job.block)
             if job.rule_ids == []:
                 job.pass_as(set())
-            job.is_slow = len(encode(job.code)) > MAX_BYTES
+            else:
+                job.is_slow = len(encode(job.code)) > MAX_BYTES
 
     def _scan_quick(self, jobs: list[Job], deadline: float, cancelled: threading.Event) -> None:
         """Scans what is not long; what proves slow is left undone."""
@@ -284,9 +285,7 @@ class SemgrepScanner:
         """Scans groups of blocks one after the other; threads that share an iterator share the work."""
         for group in groups:
             for job in group:
-                if cancelled.is_set():
-                    job.choose_targets()
-                else:
+                if not cancelled.is_set():
                     self._scan_warm(job, deadline)
 
     def _excuse(self, job: Job, deadline: float) -> None:
@@ -328,17 +327,16 @@ class SemgrepScanner:
         """
         workers = self._workers
         if workers is None or job.rule_ids is None:
-            job.choose_targets()
             return
         try:
             with workers.lease(likeliest_dialect(job.block), job.rule_ids) as worker:
-                job.choose_targets()
                 if worker is not None:
+                    job.choose_targets()
                     self._read_whole(job, worker, deadline)
         except TooSlow:
             job.is_slow = True
         except ScanError:
-            job.choose_targets()
+            return  # the worker is replaced, and a process is started for the block
 
     def _read_whole(self, job: Job, worker: Worker, deadline: float) -> None:
         hits: set[Hit] = set()
@@ -358,6 +356,8 @@ class SemgrepScanner:
 
         Of a group that took too long, each block is tried by itself; what held up the others is for the slow lane.
         """
+        for job in jobs:
+            job.choose_targets()
         for first, last in _ROUNDS:
             left = [job for job in jobs if not job.is_done and not job.is_slow and job.targets[first:last]]
             groups = list(grouped(left))

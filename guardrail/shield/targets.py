@@ -106,14 +106,16 @@ def make_targets(block: CodeBlock, stem: str) -> Readings:
 def plain_text(block: CodeBlock) -> tuple[str, frozenset[str]]:
     """Returns the code as semgrep is to read it, and the languages, in semgrep's names, that its readings are in."""
     language = block.language or ""
-    dialects = (language, *DIALECTS.get(language, ()))
-    return _normalise(block.code, language), frozenset(LANGUAGES[dialect].rules for dialect in dialects)
+    return _normalise(block.code, language), frozenset(LANGUAGES[dialect].rules for dialect in _dialects(language))
 
 
 def likeliest_dialect(block: CodeBlock) -> str:
     """Returns the key of ``LANGUAGES`` that the plain file of a block has."""
-    language = block.language or ""
-    return DIALECTS.get(language, (language,))[0]
+    return _dialects(block.language or "")[0]
+
+
+def _dialects(language: str) -> tuple[str, ...]:
+    return DIALECTS.get(language, (language,))
 
 
 def _targets(block: CodeBlock, stem: str) -> Iterator[Target]:
@@ -139,7 +141,7 @@ def _readings(code: str, language: str) -> Iterator[tuple[str, Shape]]:
     """Yields readings with their dialects: the plain one first, then those of all dialects that are likeliest."""
     plain = Shape("", code, "", proves=not is_in_doubt(code, language))
     if plain.proves and language != "php":  # most blocks need no other
-        yield DIALECTS.get(language, (language,))[0], plain
+        yield _dialects(language)[0], plain
     cleaned = _blank_elisions(code, language)
     shapes = [plain, Shape("", cleaned, "")]
     repaired = make_shapes(cleaned, language)
@@ -152,7 +154,7 @@ def _readings(code: str, language: str) -> Iterator[tuple[str, Shape]]:
         # Page mode proves nothing of bare code, which would all be page text: only for text that opens as a page.
         if code.lstrip().startswith("<"):
             shapes[1:1] = [Shape("", code, "\n<?php "), Shape("", code, "")]
-    first, *others = DIALECTS.get(language, (language,))
+    first, *others = _dialects(language)
     early = 1 + _OTHER_DIALECTS
     yield from ((first, shape) for shape in shapes[:early])
     for dialect in others:

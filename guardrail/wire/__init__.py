@@ -60,6 +60,7 @@ from guardrail.wire.values import (
 )
 
 __all__ = [
+    "FRAME_BYTES",
     "GROUP_BYTES",
     "PROMPT_CHECKS",
     "RELEASES",
@@ -92,3 +93,6 @@ SERVICE: str = pb.DESCRIPTOR.services_by_name["GuardService"].full_name
 
 GROUP_BYTES = "guardrail-group-bytes"
 """Initial metadata of ``CheckBatch``: how long a message with a group of items may be; absent where none is taken."""
+
+FRAME_BYTES = 6
+"""What protobuf puts before an item of a group, at most: a tag of one byte and a length."""

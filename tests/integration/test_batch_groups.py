@@ -11,7 +11,17 @@ from typing import Any
 
 import grpc
 import pytest
-from sidecar import GatedClassifier, batch_request, channel_to, client_of, in_thread, served, stub_of, until
+from sidecar import (
+    GatedClassifier,
+    batch_request,
+    channel_to,
+    client_of,
+    in_thread,
+    served,
+    standing_in,
+    stub_of,
+    until,
+)
 
 from guardrail import wire
 from guardrail._pb import guard_pb2 as pb
@@ -190,15 +200,9 @@ class _Recorder(guard_pb2_grpc.GuardServiceServicer):
 
 @asynccontextmanager
 async def recorded(group_bytes: str | None) -> AsyncIterator[tuple[_Recorder, int]]:
-    server = grpc.aio.server()
     recorder = _Recorder(group_bytes)
-    guard_pb2_grpc.add_GuardServiceServicer_to_server(recorder, server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
+    async with standing_in(recorder) as port:
         yield recorder, port
-    finally:
-        await server.stop(None)
 
 
 async def sent_by(client: str, port: int, items: list[str]) -> list[Any]:

@@ -6,9 +6,8 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
-import grpc
 import pytest
-from sidecar import KEYWORDS, GatedClassifier, client_of, in_thread, served, until
+from sidecar import KEYWORDS, GatedClassifier, client_of, in_thread, served, standing_in, until
 from streams import EvalShield
 
 from guardrail import wire
@@ -253,19 +252,12 @@ class _RefusingServer(guard_pb2_grpc.GuardServiceServicer):
 @pytest.mark.parametrize("method", ["stream", "check_many"])
 async def test_a_stream_that_ends_under_a_write_has_its_own_status(method: str) -> None:
     """grpc.aio calls it INTERNAL at first; the client waits for what the server said."""
-    server = grpc.aio.server()
-    guard_pb2_grpc.add_GuardServiceServicer_to_server(_RefusingServer(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with AsyncGuardClient(f"127.0.0.1:{port}") as client:
-            for _ in range(20):
-                # So long that the write waits for the peer's window, and fails where the stream ends.
-                with pytest.raises(Overloaded, match="full") as caught:
-                    _ = [part async for part in getattr(client, method)(["hello", "x" * 2_000_000, "bye"])]
-                assert caught.value.retry_after_s == 2.5
-    finally:
-        await server.stop(None)
+    async with standing_in(_RefusingServer()) as port, AsyncGuardClient(f"127.0.0.1:{port}") as client:
+        for _ in range(20):
+            # So long that the write waits for the peer's window, and fails where the stream ends.
+            with pytest.raises(Overloaded, match="full") as caught:
+                _ = [part async for part in getattr(client, method)(["hello", "x" * 2_000_000, "bye"])]
+            assert caught.value.retry_after_s == 2.5
 
 
 ALLOW = pb.Decision(action=pb.ACTION_ALLOW)
@@ -286,20 +278,13 @@ async def test_a_server_that_makes_no_sense_releases_nothing(
     answers: list[pb.ModerateResponse], shown: str, error: type[Exception]
 ) -> None:
     """What was not checked is not given, whatever the server says."""
-    server = grpc.aio.server()
-    guard_pb2_grpc.add_GuardServiceServicer_to_server(_FalseServer(*answers), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
     seen: list[str] = []
 
     async def collect(stream: Any) -> None:
         async for text in stream:
             seen.append(text)
 
-    try:
-        async with AsyncGuardClient(f"127.0.0.1:{port}") as client:
-            with pytest.raises(error):
-                await collect(client.stream(["text"]))
-    finally:
-        await server.stop(None)
+    async with standing_in(_FalseServer(*answers)) as port, AsyncGuardClient(f"127.0.0.1:{port}") as client:
+        with pytest.raises(error):
+            await collect(client.stream(["text"]))
     assert "".join(seen) == shown

@@ -20,7 +20,17 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 from grpc_status import rpc_status
-from sidecar import KEYWORDS, EvalShield, GatedClassifier, channel_to, client_of, in_thread, served, stub_of
+from sidecar import (
+    KEYWORDS,
+    EvalShield,
+    GatedClassifier,
+    channel_to,
+    client_of,
+    in_thread,
+    served,
+    standing_in,
+    stub_of,
+)
 
 from guardrail._pb import guard_pb2 as pb
 from guardrail._pb import guard_pb2_grpc
@@ -600,25 +610,18 @@ class _FalseServer(guard_pb2_grpc.GuardServiceServicer):
 
 async def test_what_a_client_cannot_read_is_not_allowed() -> None:
     """An empty answer, an unknown action, an answer to another item: blocked, or an error."""
-    server = grpc.aio.server()
-    guard_pb2_grpc.add_GuardServiceServicer_to_server(_FalseServer(), server)  # type: ignore[no-untyped-call]
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with AsyncGuardClient(f"127.0.0.1:{port}") as client:
-            decision = await client.check("hello")
-            assert (decision.action, decision.outcome) == (Action.BLOCK, Outcome.UNVERIFIED)
-            exchange = await client.generate([Message(Role.USER, "hello")])
-            assert exchange.is_blocked
-            assert exchange.text == ""
-            results: list[Decision | GuardrailError] = []
-            with pytest.raises(InternalError, match="order"):
-                await results_before(client.check_many(["a", "b"]), results)
-            assert [r.action for r in results if isinstance(r, Decision)] == [Action.BLOCK]
-            with pytest.raises(ConfigurationError):
-                await client.server_info()
-    finally:
-        await server.stop(None)
+    async with standing_in(_FalseServer()) as port, AsyncGuardClient(f"127.0.0.1:{port}") as client:
+        decision = await client.check("hello")
+        assert (decision.action, decision.outcome) == (Action.BLOCK, Outcome.UNVERIFIED)
+        exchange = await client.generate([Message(Role.USER, "hello")])
+        assert exchange.is_blocked
+        assert exchange.text == ""
+        results: list[Decision | GuardrailError] = []
+        with pytest.raises(InternalError, match="order"):
+            await results_before(client.check_many(["a", "b"]), results)
+        assert [r.action for r in results if isinstance(r, Decision)] == [Action.BLOCK]
+        with pytest.raises(ConfigurationError):
+            await client.server_info()
 
 
 class TestStopping:

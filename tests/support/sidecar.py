@@ -112,6 +112,19 @@ async def served(
         await server.stop()
 
 
+@asynccontextmanager
+async def standing_in(servicer: Any) -> AsyncIterator[int]:
+    """Serves methods of the test's own in place of the sidecar's; gives the port."""
+    server = grpc.aio.server()
+    guard_pb2_grpc.add_GuardServiceServicer_to_server(servicer, server)  # type: ignore[no-untyped-call]
+    port = server.add_insecure_port(f"{HOST}:0")
+    await server.start()
+    try:
+        yield port
+    finally:
+        await server.stop(None)
+
+
 def client_of(server: GuardServer, **options: Any) -> AsyncGuardClient:
     return AsyncGuardClient(f"{HOST}:{server.port}", **options)
 
