@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from guardrail.errors import ScanError
-from guardrail.shield.formulas import Formula, View, all_of, any_of, holds, keys_of, literal
+from guardrail.shield.formulas import Formula, TextSet, View, all_of, any_of, holds, keys_of, literal
 from guardrail.shield.literals import required_by
 from guardrail.shield.needs import needs_of
 from guardrail.shield.oneshot import kill_group, make_environment
@@ -41,31 +41,35 @@ class _Entry:
 class _Index:
     """The rules of one language, by what they need: words are looked up, other texts searched for."""
 
-    def __init__(self) -> None:
+    def __init__(self, entries: Iterable[_Entry]) -> None:
         self._always: list[str] = []
         self._words: dict[str, list[_Entry]] = {}
         self._names: dict[str, list[_Entry]] = {}
-        self._others: dict[Formula, list[_Entry]] = {}
+        self._texts: dict[str, list[_Entry]] = {}
+        self._folded: dict[str, list[_Entry]] = {}
+        for entry in entries:
+            self._add(entry)
+        self._text_set, self._folded_set = TextSet(self._texts), TextSet(self._folded)
 
-    def add(self, entry: _Entry) -> None:
+    def _add(self, entry: _Entry) -> None:
         """Adds a rule under each of its keys."""
         keys = keys_of(entry.formula)
         if keys is None:
             self._always.append(entry.rule_id)
             return
-        words = {"word": self._words, "name": self._names}
-        for key in keys:
-            kind, value = key
-            if kind in words:
-                words[kind].setdefault(value, []).append(entry)
-            else:
-                self._others.setdefault(key, []).append(entry)
+        for kind, value in keys:
+            if kind in ("word", "name"):
+                (self._words if kind == "word" else self._names).setdefault(value, []).append(entry)
+                continue
+            for text in value:
+                (self._texts if kind == "some" else self._folded).setdefault(text, []).append(entry)
 
     def candidates(self, view: View) -> set[str]:
         """Returns the rules whose formula is met."""
         met = [self._words[word] for word in view.words & self._words.keys()]
         met += [self._names[name] for name in view.names & self._names.keys()]
-        met += [entries for key, entries in self._others.items() if holds(key, view)]
+        met += [self._texts[text] for text in self._text_set.found_in(view.text)]
+        met += [self._folded[text] for text in self._folded_set.found_in(view.folded)]
         tried = {entry.rule_id: entry.formula for entries in met for entry in entries}
         return {rule_id for rule_id, formula in tried.items() if holds(formula, view)}.union(self._always)
 
@@ -79,11 +83,11 @@ class Gate:
     """
 
     def __init__(self, formulas: Mapping[str, Formula], rulebook: Rulebook) -> None:
-        self._languages: dict[str, _Index] = {}
+        entries: dict[str, list[_Entry]] = {}
         for rule in rulebook.rules.values():
             for language in rule.languages:
-                index = self._languages.setdefault(language, _Index())
-                index.add(_Entry(rule.id, formulas.get(rule.id, True)))
+                entries.setdefault(language, []).append(_Entry(rule.id, formulas.get(rule.id, True)))
+        self._languages = {language: _Index(rules) for language, rules in entries.items()}
 
     @classmethod
     def load(cls, core: Path, rulebook: Rulebook) -> Gate:

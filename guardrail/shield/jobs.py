@@ -28,6 +28,7 @@ class Job:
         rule_ids: The rules that can match it; None while that is not known.
         targets: Its files, the likeliest reading first; empty until they were made.
         is_told: Whether a parser chose them.
+        is_tried: Whether a warm semgrep has read all of them, and none as a whole.
         hits: What was found so far.
         failure: Why it is not verified; empty where it is.
         is_done: Whether nothing is left to do.
@@ -40,6 +41,7 @@ class Job:
     rule_ids: list[str] | None = None
     targets: Sequence[Target] = ()
     is_told: bool = False
+    is_tried: bool = False
     hits: set[Hit] = field(default_factory=set)
     failure: str = "there was no time left to scan it"
     is_done: bool = False

@@ -8,12 +8,13 @@ signs), in a few tenths of a millisecond. They only say what is tried: what coun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple
 
 from guardrail.shield.report import is_scrap
-from guardrail.shield.targets import LANGUAGES, Target
+from guardrail.shield.targets import LANGUAGES, Readings, Target
 
 if TYPE_CHECKING:
     from ast_grep_py import SgNode
@@ -48,28 +49,27 @@ def choose(readings: Sequence[Target]) -> Choice:
             languages without a grammar, stay as they are.
     """
     plain = readings[0]
-    if plain.proves and len(plain.body) <= _MOST_CHARS and plain.language in _GRAMMARS and _errors(plain) == []:
+    if not plain.proves or len(plain.body) > _MOST_CHARS or plain.language not in _GRAMMARS:
         return Choice(readings, is_told=False)
-    has_order = any(not reading.proves for reading in readings)
-    has_grammar = _GRAMMARS.issuperset(reading.language for reading in readings) and not _is_page(plain)
-    if has_order or not has_grammar or len(plain.body) > _MOST_CHARS:
+    found = _errors(plain)
+    if not found:  # whole, or no parser is there
         return Choice(readings, is_told=False)
-    errors: list[list[SgNode]] = []
-    for reading in readings:
-        found = _errors(reading)
+    errors = [found]
+    for reading in islice(readings, 1, None):
+        found = _errors(reading) if reading.proves and not _is_page(plain) else None
         if found is None:
             return Choice(readings, is_told=False)
         if not found:
-            return Choice(_in_order([*_before(reading, plain), reading, *readings]), is_told=False)
+            return Choice(Readings(_led_by([*_before(reading, plain), reading], readings)), is_told=False)
         errors.append(found)
     nearest = sorted(range(1, len(readings)), key=lambda at: (len(errors[at]), at))[:_NEAREST]
     kept = [0, *sorted(nearest)]
     chosen = [readings[at] for at in kept]
     for at in kept:
         if (cleared := _clear(readings[at], errors[at])) is not None:
-            chosen = [*_before(readings[at], plain), cleared, *chosen]
+            chosen = list(_led_by([*_before(readings[at], plain), cleared], chosen))
             break
-    return Choice(_in_order(chosen), is_told=True)
+    return Choice(chosen, is_told=True)
 
 
 def _before(reading: Target, plain: Target) -> list[Target]:
@@ -77,8 +77,10 @@ def _before(reading: Target, plain: Target) -> list[Target]:
     return [] if reading.body == plain.body else [plain]
 
 
-def _in_order(targets: Sequence[Target]) -> list[Target]:
-    return list({target.name: target for target in targets}.values())
+def _led_by(first: Sequence[Target], targets: Iterable[Target]) -> Iterator[Target]:
+    names = {target.name for target in first}
+    yield from first
+    yield from (target for target in targets if target.name not in names)
 
 
 def _is_page(plain: Target) -> bool:

@@ -35,6 +35,7 @@ from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -60,8 +61,9 @@ _SLOW_S = 5.0  # of the slow lane, for a block of a few lines
 _SLOW_CHARS_S = 20_000  # each so many characters of it have a second more
 _MOST_FINDINGS = 500  # of a block; a block with more is not worth reading on
 _FEW_BLOCKS = 16  # more of them are put in order of their rules and share the workers
-_LANES = 2
+_LANES = 3  # one more than cores are used: while semgrep works for one, the next one is made ready
 _ROUNDS = ((0, 1), (1, 4), (4, None))  # how many of a block's files are scanned together
+_ONE_ROUND = ((0, None),)  # of a block of which a warm semgrep understood none
 # A block takes about 2 ms beside others; a log scan sends hundreds at once.
 _BLOCK_S = 0.1
 
@@ -69,7 +71,7 @@ _BLOCK_S = 0.1
 class SemgrepScanner:
     """Scans code blocks with semgrep; implements ``CodeScanner``.
 
-    Safe to use from any thread and any event loop; beside the workers at most three semgrep processes run at a time.
+    Safe to use from any thread and any event loop; beside the workers at most four semgrep processes run at a time.
 
     Args:
         executable: A ``semgrep`` command, or a folder that ``pip install --target`` filled; None looks for the
@@ -273,20 +275,23 @@ class SemgrepScanner:
             self._scan_all_warm([left], deadline, cancelled)
         else:
             groups = iter([list(group) for _, group in groupby(sorted(left, key=like), key=like)])
-            lanes = [self._runs.submit(self._scan_all_warm, groups, deadline, cancelled) for _ in range(_LANES)]
-            for lane in lanes:
-                lane.result()
+            lane = partial(self._scan_all_warm, groups, deadline, cancelled, is_patient=True)
+            lanes = [self._runs.submit(lane) for _ in range(_LANES)]
+            for done in lanes:
+                done.result()
         self._scan_apart([job for job in left if not job.is_done and not job.is_slow], deadline, cancelled)
         for job in left:
             self._excuse(job, deadline)
             job.is_done |= not job.is_slow
 
-    def _scan_all_warm(self, groups: Iterable[list[Job]], deadline: float, cancelled: threading.Event) -> None:
+    def _scan_all_warm(
+        self, groups: Iterable[list[Job]], deadline: float, cancelled: threading.Event, *, is_patient: bool = False
+    ) -> None:
         """Scans groups of blocks one after the other; threads that share an iterator share the work."""
         for group in groups:
             for job in group:
                 if not cancelled.is_set():
-                    self._scan_warm(job, deadline)
+                    self._scan_warm(job, deadline, is_patient=is_patient)
 
     def _excuse(self, job: Job, deadline: float) -> None:
         """Clears a block that was not understood, and in which no rule can match however it reads."""
@@ -319,7 +324,7 @@ class SemgrepScanner:
         gate = self._gate
         return None if gate is None else sorted(gate.candidates(*plain_text(block)))
 
-    def _scan_warm(self, job: Job, deadline: float) -> None:
+    def _scan_warm(self, job: Job, deadline: float, *, is_patient: bool = False) -> None:
         """Scans a block's files in turn until one is read as a whole; they are made while the rules load.
 
         Leaves the job undone where none was, unless a parser has told that none would be. A file that takes too long
@@ -329,7 +334,7 @@ class SemgrepScanner:
         if workers is None or job.rule_ids is None:
             return
         try:
-            with workers.lease(likeliest_dialect(job.block), job.rule_ids) as worker:
+            with workers.lease(likeliest_dialect(job.block), job.rule_ids, is_patient=is_patient) as worker:
                 if worker is not None:
                     job.choose_targets()
                     self._read_whole(job, worker, deadline)
@@ -348,6 +353,7 @@ class SemgrepScanner:
             if result.is_whole:
                 job.pass_as(hits)
                 return
+        job.is_tried = True
         if job.is_told:
             job.fail(hits)
 
@@ -358,17 +364,24 @@ class SemgrepScanner:
         """
         for job in jobs:
             job.choose_targets()
-        for first, last in _ROUNDS:
-            left = [job for job in jobs if not job.is_done and not job.is_slow and job.targets[first:last]]
-            groups = list(grouped(left))
-            runs = [self._runs.submit(self._run_group, group, first, last, deadline, cancelled) for group in groups]
-            for group, run in zip(groups, (run.result() for run in runs), strict=True):
-                for job in group:
-                    if run is None:
-                        self._scan_warm(job, deadline)
-                        job.is_slow = not job.is_done
-                    else:
-                        job.take(run, job.targets[first:last], self._rulebook.rules)
+        fresh, tried = [job for job in jobs if not job.is_tried], [job for job in jobs if job.is_tried]
+        for some, rounds in ((tried, _ONE_ROUND), (fresh, _ROUNDS)):
+            for first, last in rounds:
+                self._scan_round(some, first, last, deadline, cancelled)
+
+    def _scan_round(
+        self, jobs: Sequence[Job], first: int, last: int | None, deadline: float, cancelled: threading.Event
+    ) -> None:
+        left = [job for job in jobs if not job.is_done and not job.is_slow and job.targets[first:last]]
+        groups = list(grouped(left))
+        runs = [self._runs.submit(self._run_group, group, first, last, deadline, cancelled) for group in groups]
+        for group, run in zip(groups, (run.result() for run in runs), strict=True):
+            for job in group:
+                if run is None:
+                    self._scan_warm(job, deadline)
+                    job.is_slow = not job.is_done
+                else:
+                    job.take(run, job.targets[first:last], self._rulebook.rules)
 
     def _run_group(
         self, group: Sequence[Job], first: int, last: int | None, deadline: float, cancelled: threading.Event
@@ -403,7 +416,12 @@ class SemgrepScanner:
         rivals: dict[tuple[int, str], list[tuple[Hit, Rule]]] = {}
         for hit, rule, line, _ in places:
             rivals.setdefault((line, rule.cwe), []).append((hit, rule))
+        told: set[tuple[str, int]] = set()
         for hit, rule, line, column in places:
+            # Two readings of a block may end one match at two places.
+            if (rule.id, hit.start) in told:
+                continue
+            told.add((rule.id, hit.start))
             # The weightiest of the rules that name one weakness at one place speaks for it.
             if not self._every_rule and any(
                 their.rank > rule.rank and hit.start < other.end and other.start < hit.end

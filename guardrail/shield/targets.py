@@ -170,7 +170,7 @@ def _normalise(code: str, language: str) -> str:
     """Maps characters one for one to what the language's own reader makes of them, where semgrep's differs."""
     if code.isascii() and "\0" not in code:
         return code
-    code = code.translate(_INVISIBLE)
+    code = encode(code).decode().translate(_INVISIBLE)
     if language in ("javascript", "typescript", "tsx"):
         return code.translate(_SEPARATORS)  # both end a // comment
     if language == "python":  # identifiers are compared in NFKC: fullwidth "eval" is eval

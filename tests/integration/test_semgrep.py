@@ -17,6 +17,7 @@ from guardrail.code_shield import CodeShield
 from guardrail.errors import MissingExtra, ScanError
 from guardrail.extraction import extract_code_blocks
 from guardrail.shield import PartialScan
+from guardrail.shield.report import Hit
 from guardrail.shield.semgrep import SemgrepScanner
 from guardrail.verdict import CodeBlock, Conversation, Finding, Outcome, Role, Span
 
@@ -244,6 +245,18 @@ class TestRealSemgrep:
         (result,) = await scanner.scan(extract_code_blocks("hello\n```py\neval(x)\n```"))
         assert isinstance(result, list)
         assert result[0].span == Span(12, 19)
+
+    async def test_a_lone_surrogate_is_a_sign_like_others(self, scanner: SemgrepScanner) -> None:
+        """What cannot be written to a file is read as a question mark."""
+        code = "a = '\ud800é'; eval(b)"
+        assert scanner.start(wait_s=60)
+        assert await rules_hit(scanner, code, "python") == {"python.eval-used"}
+
+    async def test_a_match_that_readings_end_at_two_places_is_one_finding(self, scanner: SemgrepScanner) -> None:
+        """A repair may make a match longer; there is one place to mend."""
+        block, rule = block_of("eval(x\n", "javascript"), "javascript.code-injection"
+        findings = list(scanner._findings(block, [Hit(rule, 0, 6, ""), Hit(rule, 0, 7, "")]))
+        assert [finding.span for finding in findings] == [Span(0, 6)]
 
     async def test_labels_never_reach_a_file_name(self, scanner: SemgrepScanner, temp: Path) -> None:
         """A label that looks like a path is a language without rules."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import selectors
 import signal
 import threading
 import time
@@ -141,6 +142,25 @@ class TestWorker:
         target = target_of(code, "python")
         assert judge(worker.scan(target, ids_of(rulebook, "python")), target, code, rulebook.rules).failure
 
+    @pytest.mark.parametrize("cut", [b"Semgrep errors: \n", b"Semgrep skipped ", b"Scanned 1 files\n"])
+    def test_a_log_with_words_on_loading_is_asked_for_again(
+        self, worker: Worker, rulebook: Rulebook, cut: bytes, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Semgrep may still write of the rules' loading; that is no sign that code was lost."""
+        read, left = worker._read, [b"Scanned open documents\n"]
+
+        def mixed(key: selectors.SelectorKey) -> None:
+            read(key)
+            if cut in worker._log and left:
+                worker._log = worker._log.replace(cut, cut + left.pop())
+
+        target = target_of("eval(x)\n", "python")
+        clean = worker.scan(target, ids_of(rulebook, "python"))
+        scans = worker.scans
+        monkeypatch.setattr(worker, "_read", mixed)
+        assert worker.scan(target, ids_of(rulebook, "python")) == clean
+        assert worker.scans == scans + 2
+
     def test_minified_code_is_read(self, worker: Worker, rulebook: Rulebook) -> None:
         """Semgrep skips such files in silence; white space after the canary prevents it."""
         code = "x=1;" * 600 + "eval(y);"
@@ -203,6 +223,30 @@ class TestWorkers:
         finally:
             workers.close()
         assert not workers._all
+
+    def test_a_batch_lets_others_go_first(self, rulebook: Rulebook) -> None:
+        """Who is patient gets a worker when nobody else waits for one."""
+        workers = Workers(find_semgrep(), rulebook, size=0)
+        order: list[str] = []
+
+        def work(name: str, is_patient: bool) -> None:
+            with workers.lease("python", [], is_patient=is_patient) as worker:
+                order.append(name if worker is not None else "none was free")
+
+        try:
+            assert workers.wait_until_ready(30)
+            with workers.lease("python", []):
+                threads = [threading.Thread(target=work, args=("patient", True))]
+                threads[0].start()
+                time.sleep(0.05)
+                threads.append(threading.Thread(target=work, args=("hurried", False)))
+                threads[1].start()
+                time.sleep(0.05)
+            for thread in threads:
+                thread.join()
+        finally:
+            workers.close()
+        assert order == ["hurried", "patient"]
 
     async def test_a_scanner_uses_them_and_ends_them(self) -> None:
         """The result is that of the first call, which has none; after closing there is no process left."""

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardrail.shield.formulas import View, all_of, any_of, holds, keys_of, literal
+from guardrail.shield.formulas import TextSet, View, all_of, any_of, holds, keys_of, literal
 from guardrail.shield.literals import required_by
 from guardrail.shield.needs import needs_of
 
@@ -122,3 +122,21 @@ class TestFormulas:
         assert keys_of(all_of([texts, word])) == {word}
         assert keys_of(any_of([texts, word])) == {texts, word}
         assert keys_of(any_of([texts, ("match", "x+")])) is None
+
+
+class TestTextSet:
+    @given(st.lists(st.text("abé\n.(", min_size=1, max_size=4)), st.text("abé\n.(", max_size=30))
+    def test_finds_what_a_search_for_each_finds(self, texts: list[str], text: str) -> None:
+        """Texts that overlap, stand in one another, or look like an expression."""
+        assert sorted(TextSet(texts).found_in(text)) == sorted({part for part in texts if part in text})
+
+    def test_a_search_that_broke_off_tells_nothing(self) -> None:
+        """What RE2 says is believed only where it came to the end; otherwise each text is looked for."""
+
+        class Broken:
+            def Match(self, text: str) -> list[int]:  # noqa: N802  # RE2's name for it
+                return []
+
+        texts = TextSet(["md5", "sha1"])
+        texts._set = Broken()
+        assert texts.found_in("hashlib.md5(x)") == ["md5"]

@@ -79,8 +79,19 @@ def tokenize(code: str, language: str) -> Tokens:
     Args:
         code: Of any kind.
         language: A key of ``LANGUAGES``.
+
+    Returns:
+        Its tokens, for reading only: the repairs of a block ask for the same ones several times.
     """
+    return (_tokenize_short if len(code) <= _SHORT else _tokenize)(code, language)
+
+
+def _tokenize(code: str, language: str) -> Tokens:
     return _Tokenizer(code, language).run()
+
+
+_SHORT = 20_000  # characters of code whose tokens are kept
+_tokenize_short = lru_cache(maxsize=8)(_tokenize)
 
 
 class _Tokenizer:
@@ -121,6 +132,10 @@ class _Tokenizer:
                 self._at = piece.end()
                 if line_start:
                     indent = len(text.expandtabs(8))
+            elif text[0].isalnum() or text[0] == "_":
+                self._at = piece.end()
+                self._tokens.append(Token(text, at, indent if line_start else -1))
+                line_start = False
             elif self._skip_comment(text):
                 continue
             else:
