@@ -42,7 +42,7 @@ class _Index:
     """The rules of one language, by what they need: words are looked up, other texts searched for."""
 
     def __init__(self, entries: Iterable[_Entry]) -> None:
-        self._always: list[str] = []
+        self._unkeyed: list[_Entry] = []
         self._words: dict[str, list[_Entry]] = {}
         self._names: dict[str, list[_Entry]] = {}
         self._texts: dict[str, list[_Entry]] = {}
@@ -55,7 +55,7 @@ class _Index:
         """Adds a rule under each of its keys."""
         keys = keys_of(entry.formula)
         if keys is None:
-            self._always.append(entry.rule_id)
+            self._unkeyed.append(entry)
             return
         for kind, value in keys:
             if kind in ("word", "name"):
@@ -70,8 +70,8 @@ class _Index:
         met += [self._names[name] for name in view.names & self._names.keys()]
         met += [self._texts[text] for text in self._text_set.found_in(view.text)]
         met += [self._folded[text] for text in self._folded_set.found_in(view.folded)]
-        tried = {entry.rule_id: entry.formula for entries in met for entry in entries}
-        return {rule_id for rule_id, formula in tried.items() if holds(formula, view)}.union(self._always)
+        tried = {entry.rule_id: entry.formula for entries in (self._unkeyed, *met) for entry in entries}
+        return {rule_id for rule_id, formula in tried.items() if holds(formula, view)}
 
 
 class Gate:

@@ -104,6 +104,13 @@ class TestGate:
         """Not knowing what a rule needs is no reason to leave it out."""
         assert Gate({}, rulebook).candidates("", ["python"]) == set(ids_of(rulebook, "python"))
 
+    def test_a_rule_that_needs_an_expression_alone_is_held_to_it(self, rulebook: Rulebook) -> None:
+        """There is no word to look such a rule up by; its expression is tried on every text."""
+        pytest.importorskip("re2", reason="needs guardrail[code]")
+        gate = Gate({"python.eval-used": ("match", r"ev.l\s*\(")}, rulebook)
+        assert "python.eval-used" in gate.candidates("eval (x)", ["python"])
+        assert "python.eval-used" not in gate.candidates("x", ["python"])
+
     def test_a_semgrep_that_prints_nothing_is_an_error(self, rulebook: Rulebook) -> None:
         """No formulas is not the same as nothing needed."""
         with pytest.raises(ScanError, match="expected formulas"):
