@@ -150,5 +150,14 @@ def _read_formula(given: Any) -> Formula:
         return True
     kind, value = value
     if kind == "Idents":
-        return all_of(literal(str(word), is_word=True) for word in value)
+        return all_of(_named(str(word)) for word in value)
     return required_by(value)
+
+
+# PHP's two names for one thing: a pattern with either finds both, and semgrep asks for the first.
+_ALSO = {"exit": "die"}
+
+
+def _named(word: str) -> Formula:
+    names = [word, _ALSO[word]] if word in _ALSO else [word]
+    return any_of(literal(name, is_word=True) for name in names)
