@@ -3,7 +3,8 @@
 A pattern's names stand in what it matches, and so do the words of its fixed strings. What is bound to a metavariable
 stands in the text, so an expression that it has to match tells more. What this misses, the rule's author can state:
 ``metadata.needs`` lists texts of which one has to be there, compared without case; more than one such list, and each
-has to give one. ``metadata.needs-match`` lists expressions of RE2, each of which has to be found.
+has to give one. ``metadata.needs-match`` lists expressions of RE2, each of which has to be found; in them
+``(?#comment)`` stands for a comment of C, and ``(?#gap)`` for the white space and comments that may part two tokens.
 
 Only what is plainly necessary counts: nothing of ``pattern-not``, no keyword and no type, for which a pattern also
 takes other spellings.
@@ -18,7 +19,10 @@ from typing import Any
 from guardrail.shield.formulas import Formula, all_of, any_of, literal
 from guardrail.shield.literals import required_by
 
-__all__ = ["needs_of"]
+__all__ = ["expressions_of", "needs_of"]
+
+_COMMENT = r"//[^\n]*|/\*(?s:.*?)\*/"
+_SHORTHANDS = {"(?#gap)": rf"(?:\s|{_COMMENT})*", "(?#comment)": _COMMENT}
 
 
 def needs_of(rule: Mapping[str, Any]) -> Formula:
@@ -30,11 +34,19 @@ def needs_of(rule: Mapping[str, Any]) -> Formula:
     stated: list[Formula] = [
         ("any", tuple(sorted(map(str.casefold, texts)))) for texts in rule["metadata"].get("needs", ())
     ]
-    stated += [("match", str(expression)) for expression in rule["metadata"].get("needs-match", ())]
+    stated += [("match", expression) for expression in expressions_of(rule)]
     if rule.get("mode", "search") == "taint":
         sides = [rule.get("pattern-sources"), rule.get("pattern-sinks")]
         return all_of([*stated, *(any_of(map(_of_item, side)) for side in sides if isinstance(side, list))])
     return all_of([*stated, _of_item(rule)])
+
+
+def expressions_of(rule: Mapping[str, Any]) -> list[str]:
+    """Returns the expressions of ``metadata.needs-match`` as RE2 reads them."""
+    expressions = [str(expression) for expression in rule["metadata"].get("needs-match", ())]
+    for short, long in _SHORTHANDS.items():
+        expressions = [expression.replace(short, long) for expression in expressions]
+    return expressions
 
 
 def _of_item(item: Any) -> Formula:

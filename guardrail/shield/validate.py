@@ -18,6 +18,7 @@ from pathlib import Path
 from guardrail.errors import ConfigurationError, ScanError
 from guardrail.shield.formulas import fault_in
 from guardrail.shield.install import find_semgrep
+from guardrail.shield.needs import expressions_of
 from guardrail.shield.oneshot import make_environment
 from guardrail.shield.rulebook import RULES, Rule, Rulebook
 
@@ -126,9 +127,9 @@ def _unfit(rule: Rule) -> Iterable[str]:
     if not isinstance(matches, list) or not all(isinstance(expression, str) for expression in matches):
         yield "expected metadata.needs-match to be a list of expressions"
         return
-    for expression in matches:
+    for written, expression in zip(matches, expressions_of(rule.source), strict=True):
         if fault := fault_in(expression):
-            yield f"RE2 cannot use metadata.needs-match {expression!r}: {fault}"
+            yield f"RE2 cannot use metadata.needs-match {written!r}: {fault}"
 
 
 def _ask(sources: list[dict[str, object]], core: Path) -> list[dict[str, object]]:
