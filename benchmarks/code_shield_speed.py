@@ -79,6 +79,7 @@ async def main() -> int:
     parser.add_argument("--peer", type=Path, help="the Python of an environment with codeshield")
     parser.add_argument("--blocks", type=int, default=400)
     parser.add_argument("--batch", type=int, default=10_000)
+    parser.add_argument("--chunk", type=int, default=10_000, help="blocks of the batch in one call")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     rng = random.Random(11)
@@ -139,11 +140,12 @@ async def main() -> int:
     rng.shuffle(batch)
     started = time.perf_counter()
     results: list[Any] = []
-    for at in range(0, len(batch), 1000):
-        results += await scanner.scan(batch[at : at + 1000])
+    for at in range(0, len(batch), arguments.chunk):
+        results += await scanner.scan(batch[at : at + arguments.chunk])
     elapsed = time.perf_counter() - started
     report["batch"] = {
         "blocks": len(batch),
+        "blocks_a_call": arguments.chunk,
         "seconds": elapsed,
         "blocks_per_s": len(batch) / elapsed,
         "unverified": sum(isinstance(result, ScanError) for result in results),

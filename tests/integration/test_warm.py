@@ -231,8 +231,9 @@ class TestWorkers:
             workers.close()
         assert not workers._all
 
-    def test_a_batch_lets_others_go_first(self, rulebook: Rulebook) -> None:
+    def test_a_batch_lets_others_go_first(self, rulebook: Rulebook, monkeypatch: pytest.MonkeyPatch) -> None:
         """Who is patient gets a worker when nobody else waits for one."""
+        monkeypatch.setattr("guardrail.shield.warm._WAIT_S", 30.0)
         workers = Workers(find_semgrep(), rulebook, size=0)
         order: list[str] = []
 
@@ -243,12 +244,12 @@ class TestWorkers:
         try:
             assert workers.wait_until_ready(30)
             with workers.lease("python", []):
-                threads = [threading.Thread(target=work, args=("patient", True))]
+                threads = [threading.Thread(target=work, args=each) for each in (("patient", True), ("hurried", False))]
                 threads[0].start()
                 time.sleep(0.05)
-                threads.append(threading.Thread(target=work, args=("hurried", False)))
                 threads[1].start()
-                time.sleep(0.05)
+                while not workers._hurried:
+                    time.sleep(0.01)
             for thread in threads:
                 thread.join()
         finally:
