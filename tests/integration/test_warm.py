@@ -147,7 +147,9 @@ class TestWorker:
     def test_what_was_not_understood_is_not_verified(self, worker: Worker, rulebook: Rulebook, code: str) -> None:
         """The log tells what parsing lost, and a text cannot write it."""
         target = target_of(code, "python")
-        assert judge(worker.scan(target, ids_of(rulebook, "python")), target, code, rulebook.rules).failure
+        assert judge(
+            worker.scan(target, ids_of(rulebook, "python"), timeout_s=20), target, code, rulebook.rules
+        ).failure
 
     @pytest.mark.parametrize("cut", [b"Semgrep errors: \n", b"Semgrep skipped ", b"Scanned 1 files\n"])
     def test_a_log_with_words_on_loading_is_asked_for_again(
@@ -162,17 +164,17 @@ class TestWorker:
                 worker._log = worker._log.replace(cut, cut + left.pop())
 
         target = target_of("eval(x)\n", "python")
-        clean = worker.scan(target, ids_of(rulebook, "python"))
+        clean = worker.scan(target, ids_of(rulebook, "python"), timeout_s=20)
         scans = worker.scans
         monkeypatch.setattr(worker, "_read", mixed)
-        assert worker.scan(target, ids_of(rulebook, "python")) == clean
+        assert worker.scan(target, ids_of(rulebook, "python"), timeout_s=20) == clean
         assert worker.scans == scans + 2
 
     def test_minified_code_is_read(self, worker: Worker, rulebook: Rulebook) -> None:
         """Semgrep skips such files in silence; white space after the canary prevents it."""
         code = "x=1;" * 600 + "eval(y);"
         target = target_of(code, "javascript")
-        result = judge(worker.scan(target, ids_of(rulebook, "javascript")), target, code, rulebook.rules)
+        result = judge(worker.scan(target, ids_of(rulebook, "javascript"), timeout_s=20), target, code, rulebook.rules)
         assert result.is_whole
         assert result.hits
 
@@ -180,15 +182,15 @@ class TestWorker:
         """``nosem`` in the code is the code's word against the rules'."""
         code = "eval(x)  # nosemgrep"
         target = target_of(code, "python")
-        assert judge(worker.scan(target, ids_of(rulebook, "python")), target, code, rulebook.rules).hits
+        assert judge(worker.scan(target, ids_of(rulebook, "python"), timeout_s=20), target, code, rulebook.rules).hits
 
     def test_a_canary_of_other_rules_is_an_error(self, worker: Worker, rulebook: Rulebook) -> None:
         """Diagnostics by rules that were loaded before are not taken for an answer."""
         target = target_of("x = 1", "python")
-        worker.scan(target, ())
+        worker.scan(target, (), timeout_s=20)
         worker._canary = "guardrail.canary.0"
         with pytest.raises(ScanError, match="other rules"):
-            worker.scan(target, ())
+            worker.scan(target, (), timeout_s=20)
         worker._loaded = None
 
     def test_a_slow_file_is_an_error_in_time(self, rulebook: Rulebook) -> None:
@@ -221,7 +223,7 @@ class TestWorkers:
             run = None
             for _ in range(200):
                 with contextlib.suppress(ScanError), workers.lease("python", ["python.eval-used"]) as worker:
-                    run = worker.scan(target, ["python.eval-used"]) if worker is not None else None
+                    run = worker.scan(target, ["python.eval-used"], timeout_s=20) if worker is not None else None
                 if run is not None:
                     break
                 time.sleep(0.1)
