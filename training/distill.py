@@ -12,7 +12,18 @@ import random
 import torch
 from augment import varied
 from dilute import diluted
-from fit import CATEGORY_WEIGHT, DILUTED_SHARE, SMOOTHING, TEXT_TOKENS, Descent, batches, targets, tensors, window_of
+from fit import (
+    BATCH,
+    CATEGORY_WEIGHT,
+    DILUTED_SHARE,
+    SMOOTHING,
+    TEXT_TOKENS,
+    Descent,
+    batches,
+    targets,
+    tensors,
+    window_of,
+)
 from network import SHIPPED_WHOLE_LAYERS, WIDTH, Network
 from rows import Example
 from tokenizers import Tokenizer
@@ -22,6 +33,7 @@ LEARNING_RATE = 1.5e-4
 LABELS, ANSWERS, VECTORS = 0.3, 1.0, 2.0  # the parts of the loss
 OVERALL_WEIGHT = 2.0  # of the overall answer, beside CATEGORY_WEIGHT for each category's
 DROPOUT = 0.05
+PASSES = 2
 
 
 def far_apart(found: Tensor, wanted: Tensor) -> Tensor:
@@ -33,7 +45,7 @@ def far_apart(found: Tensor, wanted: Tensor) -> Tensor:
 def distilled(
     teacher: Network, tokenizer: Tokenizer, examples: list[Example], *, seed: int
 ) -> tuple[Network, float, float]:
-    """Makes the network that is shipped, in one pass over the rows.
+    """Makes the network that is shipped, in ``PASSES`` passes over the rows.
 
     Returns:
         The network, the mean loss of the last tenth, and the seconds it took.
@@ -45,32 +57,45 @@ def distilled(
     for layer in student.layers:
         layer.dropout.p = DROPOUT
     pick = random.Random(seed)
-    windows = [window_of(tokenizer, e, TEXT_TOKENS, varied(e.text, pick)) for e in examples]
-    more_windows, more = diluted(tokenizer, examples, int(DILUTED_SHARE * len(examples)), seed)
-    windows += more_windows
-    rows = examples + more
-    wanted, weight = targets(rows)
-    is_own = torch.tensor([row.source.startswith("own_") for row in rows])
-    label = torch.tensor([float(row.is_unsafe) for row in rows]) * (1 - 2 * SMOOTHING) + SMOOTHING
-    order = batches(windows, pick)
+    extra = int(DILUTED_SHARE * len(examples))
+    steps = PASSES * (-(-(len(examples) + 2 * (extra // 2)) // BATCH) + 1)
     learned = [p for p in student.parameters() if p.requires_grad]
-    descent = Descent([{"params": learned}], [LEARNING_RATE], len(order))
-    answer_weight = torch.full((wanted.shape[1],), CATEGORY_WEIGHT)
-    answer_weight[0] = OVERALL_WEIGHT
+    descent = Descent([{"params": learned}], [LEARNING_RATE], steps)
     student.train()
     teacher.eval()
-    for batch in order:
-        given = tensors([windows[row] for row in batch])
-        with torch.no_grad():
-            vectors = teacher.encode(*given)
-            answers = teacher.head(vectors).sigmoid()
-            answers[:, 0] = torch.where(is_own[batch], label[batch], answers[:, 0])
-        found = student.encode(*given)
-        logits = student.head(found)
-        entropy = nn.functional.binary_cross_entropy_with_logits
-        descent.step(
-            LABELS * entropy(logits, wanted[batch], weight[batch], reduction="sum") / len(batch)
-            + ANSWERS * (entropy(logits, answers, reduction="none") * answer_weight).sum() / len(batch)
-            + VECTORS * far_apart(found, vectors)
-        )
+    for each in range(PASSES):
+        windows = [window_of(tokenizer, e, TEXT_TOKENS, varied(e.text, pick)) for e in examples]
+        more_windows, more = diluted(tokenizer, examples, extra, seed + each)
+        windows += more_windows
+        rows = examples + more
+        wanted, weight = targets(rows)
+        is_own = torch.tensor([row.source.startswith("own_") for row in rows])
+        label = torch.tensor([float(row.is_unsafe) for row in rows]) * (1 - 2 * SMOOTHING) + SMOOTHING
+        for batch in batches(windows, pick):
+            given = tensors([windows[row] for row in batch])
+            with torch.no_grad():
+                vectors = teacher.encode(*given)
+                answers = teacher.head(vectors).sigmoid()
+                answers[:, 0] = torch.where(is_own[batch], label[batch], answers[:, 0])
+            descent.step(_loss(student, given, vectors, answers, wanted[batch], weight[batch]))
     return student, descent.last_loss, descent.seconds
+
+
+def _loss(
+    student: Network,
+    given: tuple[Tensor, Tensor, Tensor],
+    vectors: Tensor,
+    answers: Tensor,
+    wanted: Tensor,
+    weight: Tensor,
+) -> Tensor:
+    found = student.encode(*given)
+    logits = student.head(found)
+    entropy = nn.functional.binary_cross_entropy_with_logits
+    answer_weight = torch.full((wanted.shape[1],), CATEGORY_WEIGHT)
+    answer_weight[0] = OVERALL_WEIGHT
+    return (
+        LABELS * entropy(logits, wanted, weight, reduction="sum") / len(wanted)
+        + ANSWERS * (entropy(logits, answers, reduction="none") * answer_weight).sum() / len(wanted)
+        + VECTORS * far_apart(found, vectors)
+    )
