@@ -36,7 +36,7 @@ from guardrail.shield import PartialScan
 from guardrail.shield.gate import Gate
 from guardrail.shield.install import find_semgrep
 from guardrail.shield.oneshot import scan_files
-from guardrail.shield.report import judge
+from guardrail.shield.report import Result, judge
 from guardrail.shield.rulebook import RULES, Rulebook
 from guardrail.shield.semgrep import SemgrepScanner
 from guardrail.shield.targets import LANGUAGES, make_targets, plain_text
@@ -234,24 +234,31 @@ def read_blocks(folders: Sequence[Path], language: str, limit: int) -> tuple[lis
     return blocks[:limit], len(files)
 
 
-async def gate(arguments: argparse.Namespace) -> int:
-    core, rulebook = find_semgrep(), Rulebook.load(RULES)
-    sieve = Gate.load(core, rulebook)
-    texts, _ = read_blocks(arguments.folders, arguments.language, arguments.limit)
-    blocks = [block_of(text, arguments.language) for _, text in texts]
-    gated = found = unread = 0
-    lost = Counter[str]()
+def scan_past(
+    sieve: Gate, rulebook: Rulebook, blocks: Sequence[CodeBlock]
+) -> Iterator[tuple[CodeBlock, set[str], Result]]:
+    """Scans blocks with all rules; yields each with the rules that the gate lets pass, and what was found in it."""
+    core = find_semgrep()
     for at in range(0, len(blocks), CHUNK):
         some = blocks[at : at + CHUNK]
         targets = [make_targets(block, f"a{i}x")[0] for i, block in enumerate(some)]
         run = scan_files(core, rulebook, targets, deadline=time.monotonic() + 600, cancelled=threading.Event())
         for block, target in zip(some, targets, strict=True):
-            allowed = sieve.candidates(*plain_text(block))
-            gated += not allowed
-            result = judge(run, target, block.code, rulebook.rules)
-            unread += bool(result.failure)
-            found += len(result.hits)
-            lost.update(hit.rule_id for hit in result.hits if hit.rule_id not in allowed)
+            yield block, sieve.candidates(*plain_text(block)), judge(run, target, block.code, rulebook.rules)
+
+
+async def gate(arguments: argparse.Namespace) -> int:
+    rulebook = Rulebook.load(RULES)
+    sieve = Gate.load(find_semgrep(), rulebook)
+    texts, _ = read_blocks(arguments.folders, arguments.language, arguments.limit)
+    blocks = [block_of(text, arguments.language) for _, text in texts]
+    gated = found = unread = 0
+    lost = Counter[str]()
+    for _, allowed, result in scan_past(sieve, rulebook, blocks):
+        gated += not allowed
+        unread += bool(result.failure)
+        found += len(result.hits)
+        lost.update(hit.rule_id for hit in result.hits if hit.rule_id not in allowed)
     print(
         f"{arguments.language}: {len(blocks)} blocks, {gated} end at the gate, {found} findings with all rules, "
         f"{sum(lost.values())} lost; {unread} blocks not read to their end",

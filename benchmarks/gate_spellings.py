@@ -13,8 +13,6 @@ import argparse
 import random
 import re
 import sys
-import threading
-import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,14 +20,11 @@ from pathlib import Path
 import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from benchmarks.code_shield import block_of
+from benchmarks.code_shield import block_of, scan_past
 from guardrail.shield.gate import Gate
 from guardrail.shield.install import find_semgrep
 from guardrail.shield.languages import LANGUAGES
-from guardrail.shield.oneshot import scan_files
-from guardrail.shield.report import judge
 from guardrail.shield.rulebook import RULES, Rulebook
-from guardrail.shield.targets import make_targets, plain_text
 
 TOKEN = re.compile(
     r"""//[^\n]*|\#[^\n]*|/\*.*?\*/|\"{3}.*?\"{3}|"(?:[^"\\]|\\.)*"|'(?:[^'\\\n]|\\.)*'|`[^`]*`|[\w$@]+|\s+|\W""",
@@ -37,7 +32,6 @@ TOKEN = re.compile(
 )
 SLASHES = frozenset(["c", "cpp", "csharp", "go", "java", "javascript", "kotlin", "php", "rust", "swift", "typescript"])
 NO_BREAK_BEFORE_CALL = frozenset(["javascript", "kotlin", "swift", "typescript"])
-AT_ONCE = 400
 
 
 def respelled(code: str, language: str, kind: str, rng: random.Random) -> str:
@@ -82,25 +76,6 @@ def spellings(folder: Path, language: str, rng: random.Random) -> Iterator[str]:
                 yield from {respelled(code, language, kind, rng) for kind in KINDS}
 
 
-def lost_in(language: str, codes: list[str], gate: Gate, rulebook: Rulebook) -> tuple[int, dict[str, list[str]]]:
-    """Scans codes with all rules.
-
-    Returns:
-        The number of findings, and the codes of those that the gate would have left out, by rule.
-    """
-    blocks = [block_of(code, language) for code in codes]
-    targets = [make_targets(block, f"a{i}x")[0] for i, block in enumerate(blocks)]
-    run = scan_files(find_semgrep(), rulebook, targets, deadline=time.monotonic() + 600, cancelled=threading.Event())
-    found, lost = 0, defaultdict(list)
-    for block, target in zip(blocks, targets, strict=True):
-        allowed = gate.candidates(*plain_text(block))
-        for rule_id in {hit.rule_id for hit in judge(run, target, block.code, rulebook.rules).hits}:
-            found += 1
-            if rule_id not in allowed:
-                lost[rule_id].append(block.code)
-    return found, lost
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description="What the gate loses of cases that are laid out otherwise.")
     parser.add_argument("languages", nargs="*")
@@ -112,14 +87,15 @@ def main() -> int:
     folders |= {"cpp": folders["c"], "typescript": folders["javascript"]}
     is_lost = False
     for language in arguments.languages or sorted(folders.keys() & LANGUAGES.keys()):
-        codes = list(spellings(folders[language], language, random.Random(arguments.seed)))
-        found, lost = 0, dict[str, list[str]]()
-        for at in range(0, len(codes), AT_ONCE):
-            some, missing = lost_in(language, codes[at : at + AT_ONCE], gate, rulebook)
-            found += some
-            for rule_id, texts in missing.items():
-                lost.setdefault(rule_id, []).extend(texts)
-        print(f"{language}: {len(codes)} spellings, {found} findings, {sum(map(len, lost.values()))} lost")
+        codes = spellings(folders[language], language, random.Random(arguments.seed))
+        blocks = [block_of(code, language) for code in codes]
+        found, lost = 0, defaultdict[str, list[str]](list)
+        for block, allowed, result in scan_past(gate, rulebook, blocks):
+            rules = {hit.rule_id for hit in result.hits}
+            found += len(rules)
+            for rule_id in rules - allowed:
+                lost[rule_id].append(block.code)
+        print(f"{language}: {len(blocks)} spellings, {found} findings, {sum(map(len, lost.values()))} lost")
         for rule_id, texts in lost.items():
             print(f"  {rule_id} ({len(texts)}): {texts[0]!r}")
         is_lost |= bool(lost)

@@ -94,8 +94,7 @@ class TextSet:
         self._set = None
         if re2 is None or not self._texts:
             return
-        options = re2.Options()
-        options.log_errors = False
+        options = _options()
         options.literal = True
         options.max_mem = 1 << 26
         self._set = re2.Set.SearchSet(options)
@@ -114,9 +113,13 @@ class TextSet:
 
 @cache  # expressions of rules, not of users
 def _compiled(expression: str) -> Any:
+    return re2.compile(expression, _options())
+
+
+def _options() -> Any:
     options = re2.Options()
     options.log_errors = False
-    return re2.compile(expression, options)
+    return options
 
 
 def literal(text: str, *, is_case_sensitive: bool = True, is_word: bool = False) -> Formula:

@@ -57,12 +57,10 @@ class _Index:
         if keys is None:
             self._unkeyed.append(entry)
             return
+        tables = {"word": self._words, "name": self._names, "some": self._texts, "any": self._folded}
         for kind, value in keys:
-            if kind in ("word", "name"):
-                (self._words if kind == "word" else self._names).setdefault(value, []).append(entry)
-                continue
-            for text in value:
-                (self._texts if kind == "some" else self._folded).setdefault(text, []).append(entry)
+            for text in (value,) if kind in ("word", "name") else value:
+                tables[kind].setdefault(text, []).append(entry)
 
     def candidates(self, view: View) -> set[str]:
         """Returns the rules whose formula is met."""

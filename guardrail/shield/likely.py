@@ -49,14 +49,15 @@ def choose(readings: Sequence[Target]) -> Choice:
             languages without a grammar, stay as they are.
     """
     plain = readings[0]
-    if not plain.proves or len(plain.body) > _MOST_CHARS or plain.language not in _GRAMMARS:
+    has_grammar = plain.language in _GRAMMARS and not _is_page(plain)
+    if not plain.proves or len(plain.body) > _MOST_CHARS or not has_grammar:
         return Choice(readings, is_told=False)
     found = _errors(plain)
     if not found:  # whole, or no parser is there
         return Choice(readings, is_told=False)
     errors = [found]
     for reading in islice(readings, 1, None):
-        found = _errors(reading) if reading.proves and not _is_page(plain) else None
+        found = _errors(reading) if reading.proves else None
         if found is None:
             return Choice(readings, is_told=False)
         if not found:

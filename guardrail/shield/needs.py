@@ -4,7 +4,8 @@ A pattern's names stand in what it matches, and so do the words of its fixed str
 stands in the text, so an expression that it has to match tells more. What this misses, the rule's author can state:
 ``metadata.needs`` lists texts of which one has to be there, compared without case; more than one such list, and each
 has to give one. ``metadata.needs-match`` lists expressions of RE2, each of which has to be found; in them
-``(?#comment)`` stands for a comment of C, and ``(?#gap)`` for the white space and comments that may part two tokens.
+``(?#comment)`` stands for a comment of C, and ``(?#gap)`` for the white space and comments that may part two tokens;
+``(?#hash-gap)`` is the same in Python, with the dots of a pasted session.
 
 Only what is plainly necessary counts: nothing of ``pattern-not``, no keyword and no type, for which a pattern also
 takes other spellings.
@@ -22,7 +23,11 @@ from guardrail.shield.literals import required_by
 __all__ = ["expressions_of", "needs_of"]
 
 _COMMENT = r"//[^\n]*|/\*(?s:.*?)\*/"
-_SHORTHANDS = {"(?#gap)": rf"(?:\s|{_COMMENT})*", "(?#comment)": _COMMENT}
+_SHORTHANDS = {
+    "(?#gap)": rf"(?:\s|{_COMMENT})*",
+    "(?#comment)": _COMMENT,
+    "(?#hash-gap)": r"[\s\\]*((#[^\n]*|\.\.\.)[\s\\]*)*",
+}
 
 
 def needs_of(rule: Mapping[str, Any]) -> Formula:
