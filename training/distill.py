@@ -10,20 +10,7 @@ from __future__ import annotations
 import random
 
 import torch
-from augment import varied
-from dilute import diluted
-from fit import (
-    BATCH,
-    CATEGORY_WEIGHT,
-    DILUTED_SHARE,
-    SMOOTHING,
-    TEXT_TOKENS,
-    Descent,
-    batches,
-    targets,
-    tensors,
-    window_of,
-)
+from fit import CATEGORY_WEIGHT, SMOOTHING, Descent, batches, read_once, step_count, targets, tensors
 from network import SHIPPED_WHOLE_LAYERS, WIDTH, Network
 from rows import Example
 from tokenizers import Tokenizer
@@ -57,17 +44,12 @@ def distilled(
     for layer in student.layers:
         layer.dropout.p = DROPOUT
     pick = random.Random(seed)
-    extra = int(DILUTED_SHARE * len(examples))
-    steps = PASSES * (-(-(len(examples) + 2 * (extra // 2)) // BATCH) + 1)
     learned = [p for p in student.parameters() if p.requires_grad]
-    descent = Descent([{"params": learned}], [LEARNING_RATE], steps)
+    descent = Descent([{"params": learned}], [LEARNING_RATE], step_count(examples, PASSES))
     student.train()
     teacher.eval()
     for each in range(PASSES):
-        windows = [window_of(tokenizer, e, TEXT_TOKENS, varied(e.text, pick)) for e in examples]
-        more_windows, more = diluted(tokenizer, examples, extra, seed + each)
-        windows += more_windows
-        rows = examples + more
+        windows, rows = read_once(tokenizer, examples, pick, seed + each)
         wanted, weight = targets(rows)
         is_own = torch.tensor([row.source.startswith("own_") for row in rows])
         label = torch.tensor([float(row.is_unsafe) for row in rows]) * (1 - 2 * SMOOTHING) + SMOOTHING

@@ -138,24 +138,39 @@ class Descent:
         return float(np.mean(self._losses[-max(1, len(self._losses) // 10) :]))
 
 
+def diluted_count(examples: list[Example]) -> int:
+    """How many windows among harmless text a pass adds: as many safe as unsafe ones."""
+    return 2 * (int(DILUTED_SHARE * len(examples)) // 2)
+
+
+def step_count(examples: list[Example], passes: int) -> int:
+    """At most how many batches there are in so many passes."""
+    return passes * (-(-(len(examples) + diluted_count(examples)) // BATCH) + 1)
+
+
+def read_once(
+    tokenizer: Tokenizer, examples: list[Example], pick: random.Random, seed: int
+) -> tuple[list[Window], list[Example]]:
+    """What one pass reads: a variant of every row, and windows among harmless text, each with the row it is of."""
+    windows = [window_of(tokenizer, e, TEXT_TOKENS, varied(e.text, pick)) for e in examples]
+    more_windows, more = diluted(tokenizer, examples, diluted_count(examples), seed)
+    return windows + more_windows, examples + more
+
+
 def train(network: Network, tokenizer: Tokenizer, examples: list[Example], *, epochs: int, seed: int) -> float:
     """Fits the network; returns the mean loss of the last tenth."""
     groups, rates = parameter_groups(network)
     pick = random.Random(seed)
-    extra = int(DILUTED_SHARE * len(examples))
-    steps = epochs * (-(-(len(examples) + 2 * (extra // 2)) // BATCH) + 1)
-    descent = Descent(groups, rates, steps)
+    descent = Descent(groups, rates, step_count(examples, epochs))
     network.train()
     network.layers[:FROZEN_LAYERS].eval()
     for epoch in range(epochs):
-        windows = [window_of(tokenizer, e, TEXT_TOKENS, varied(e.text, pick)) for e in examples]
-        more_windows, more = diluted(tokenizer, examples, extra, seed + epoch)
-        windows += more_windows
-        wanted, weight = targets(examples + more)
-        for rows in batches(windows, pick):
-            logits = network(*tensors([windows[row] for row in rows]), frozen_layers=FROZEN_LAYERS)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted[rows], weight[rows], reduction="sum")
-            descent.step(loss / len(rows))
+        windows, rows = read_once(tokenizer, examples, pick, seed + epoch)
+        wanted, weight = targets(rows)
+        for batch in batches(windows, pick):
+            logits = network(*tensors([windows[row] for row in batch]), frozen_layers=FROZEN_LAYERS)
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted[batch], weight[batch], reduction="sum")
+            descent.step(loss / len(batch))
     return descent.last_loss
 
 

@@ -1,8 +1,8 @@
 """Trains, calibrates, quantises and writes the embedded classifier (``guardrail/models/embedded_data``).
 
-A teacher that reads every token learns first, ``--epochs`` passes over about 30,000 rows, a quarter of an hour each on
-a core of its own; then the network that is shipped learns from it in one pass. Then ``measure_embedded.py`` evaluates
-what was written, through the runtime's own code. See README.md.
+A teacher that reads every token learns first, ``--epochs`` passes over about 75,000 rows, twenty minutes each on a core
+of its own; then the network that is shipped learns from it. Then ``measure_embedded.py`` evaluates what was written,
+through the runtime's own code. See README.md.
 
     python training/train_embedded.py --data /work/shared/data [--trained FILE] [--limit ROWS] [--out FOLDER]
 """
@@ -60,8 +60,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=repository / "guardrail/models/embedded_data")
     parser.add_argument("--limit", type=int, default=None, help="use this many rows, to try the script out")
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="cores to learn on; other counts round otherwise")
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(arguments.threads)
     torch.manual_seed(SEED)
     written_by = script_hash()
     folder = encoder_folder()
@@ -102,6 +103,7 @@ def main() -> None:
             "whole_layers": SHIPPED_WHOLE_LAYERS,
             "final_loss": round(loss, 4),
             "seconds": round(seconds),
+            "threads": arguments.threads,
             "torch": torch.__version__,
             "onnxruntime": onnxruntime.__version__,
             "rows_by_set": {s: sum(e.source == s for e in learn) for s in sorted({e.source for e in learn})},
