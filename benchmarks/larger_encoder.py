@@ -29,7 +29,7 @@ from transformers import MPNetModel
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
 from answers import answer_examples
 from contrast import contrast_examples
-from fit import HEAD_LEARNING_RATE, Descent, batches, read_once, step_count, targets, tensors, window_of
+from fit import BATCH, HEAD_LEARNING_RATE, Descent, batches, read_once, step_count, targets, tensors, window_of
 from graph import encoder_folder, plain_tokenizer
 from network import OUTPUTS, pool
 from own_lines import read_own_lines
@@ -37,12 +37,13 @@ from rows import Example, read_training_sets
 from tokenizers import Tokenizer
 from validate import CONTRAST, INSTRUCTIONS, SEED, UNSAFE, held_rows, report
 
+from guardrail.models.embedded import CLS_ID, MAX_TEXT_TOKENS, SEP_ID
+
 WEIGHTS_SHA256 = "78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658"
 WIDTH, LAYERS, FROZEN_LAYERS = 768, 12, 6
 LEARNING_RATE, LAYER_DECAY = 5e-5, 0.9
 # Its vocabulary is BERT's behind four tokens of its own: beginning, padding, end and unknown.
 SHIFT, BEGIN, PADDING, END = 4, 0, 1, 2
-BERT_BEGIN, BERT_END = 101, 102
 
 
 class LargerNetwork(nn.Module):
@@ -70,8 +71,8 @@ class LargerNetwork(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor) -> Tensor:
         """BERT's token ids, token types and mask, int64 [batch, tokens]. Returns float32 logits [batch, 12]."""
-        own_ids = torch.where(input_ids == BERT_BEGIN, BEGIN, input_ids + SHIFT)
-        own_ids = torch.where(input_ids == BERT_END, END, own_ids).masked_fill(mask == 0, PADDING)
+        own_ids = torch.where(input_ids == CLS_ID, BEGIN, input_ids + SHIFT)
+        own_ids = torch.where(input_ids == SEP_ID, END, own_ids).masked_fill(mask == 0, PADDING)
         bias = (1.0 - mask[:, None, None, :].float()) * -1e9
         with torch.no_grad():
             hidden = self.encoder.embeddings(input_ids=own_ids)
@@ -104,12 +105,12 @@ def learn(network: LargerNetwork, tokenizer: Tokenizer, rows: list[Example], lim
 def logits_of(network: LargerNetwork, tokenizer: Tokenizer, rows: list[Example]) -> np.ndarray:
     """Logits, float32 [rows, 12], in batches of rows of like length."""
     network.train(False)
-    windows = [window_of(tokenizer, row, 192) for row in rows]
+    windows = [window_of(tokenizer, row, MAX_TEXT_TOKENS) for row in rows]
     order = sorted(range(len(rows)), key=lambda row: len(windows[row].input_ids))
     found = np.zeros((len(rows), OUTPUTS), np.float32)
     with torch.no_grad():
-        for start in range(0, len(order), 32):
-            batch = order[start : start + 32]
+        for start in range(0, len(order), BATCH):
+            batch = order[start : start + BATCH]
             found[batch] = network(*tensors([windows[row] for row in batch])).numpy()
     return found
 
