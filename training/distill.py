@@ -1,16 +1,21 @@
-"""A network -> one like it that reads most of its layers in pairs of tokens, and answers as the first one does.
+"""A network -> one like it that reads most of its layers in pairs of tokens, and answers as better ones do.
 
-The student starts with the teacher's weights and learns three things at once: the labels, the teacher's probabilities,
-and the teacher's pooled vectors, on which the category layer is fitted. Of our own lines the label alone counts: they
-are right. Word vectors stay as they are.
+The student starts with the weights of a teacher of its own size and learns three things at once: the labels, the
+teacher's probabilities, and the teacher's pooled vectors, on which the category layer is fitted. Of our own lines the
+label alone counts: they are right. Then it goes on with the labels and the probabilities of an encoder five times as
+large (``larger.py``), which knows better where harm ends; of our own lines it learns the mean of that and the label,
+since it may not have learned from them. Word vectors stay as they are.
 """
 
 from __future__ import annotations
 
-import random
+import hashlib
+import json
+from pathlib import Path
 
+import numpy as np
 import torch
-from fit import CATEGORY_WEIGHT, SMOOTHING, Descent, batches, read_once, step_count, targets, tensors
+from fit import CATEGORY_WEIGHT, Batch, Descent, label_loss, read_passes, step_count
 from network import SHIPPED_WHOLE_LAYERS, WIDTH, Network
 from rows import Example
 from tokenizers import Tokenizer
@@ -19,8 +24,9 @@ from torch import Tensor, nn
 LEARNING_RATE = 1.5e-4
 LABELS, ANSWERS, VECTORS = 0.3, 1.0, 2.0  # the parts of the loss
 OVERALL_WEIGHT = 2.0  # of the overall answer, beside CATEGORY_WEIGHT for each category's
+OWN_LABELS = 0.5  # the label's share in what the larger encoder says of our own lines
 DROPOUT = 0.05
-PASSES = 2
+PASSES = 2  # of each teacher
 
 
 def far_apart(found: Tensor, wanted: Tensor) -> Tensor:
@@ -32,52 +38,84 @@ def far_apart(found: Tensor, wanted: Tensor) -> Tensor:
 def distilled(
     teacher: Network, tokenizer: Tokenizer, examples: list[Example], *, seed: int
 ) -> tuple[Network, float, float]:
-    """Makes the network that is shipped, in ``PASSES`` passes over the rows.
+    """Makes a network in pairs of tokens out of one that reads every token, in ``PASSES`` passes over the rows.
 
     Returns:
         The network, the mean loss of the last tenth, and the seconds it took.
     """
     student = Network(whole_layers=SHIPPED_WHOLE_LAYERS)
     student.load_state_dict(teacher.state_dict())
+    descent = _descent_of(student, examples)
+    teacher.eval()
+    for batch in read_passes(tokenizer, examples, PASSES, seed):
+        with torch.no_grad():
+            vectors = teacher.encode(*batch.given)
+            answers = _with_own_labels(teacher.head(vectors).sigmoid(), batch, 1.0)
+        found = student.encode(*batch.given)
+        descent.step(_loss(student.head(found), batch, answers) + VECTORS * far_apart(found, vectors))
+    return student, descent.last_loss, descent.seconds
+
+
+def taught(
+    student: Network, tokenizer: Tokenizer, examples: list[Example], answers: dict[str, np.ndarray], *, seed: int
+) -> tuple[float, float]:
+    """Goes on with the larger encoder's answers, in ``PASSES`` passes over the rows that have one.
+
+    Args:
+        answers: By ``name_of`` of a row: probabilities, float32 [12].
+
+    Returns:
+        The mean loss of the last tenth, and the seconds it took.
+    """
+    answered = [row for row in examples if name_of(row) in answers]
+    descent = _descent_of(student, answered)
+    for batch in read_passes(tokenizer, answered, PASSES, seed):
+        found = torch.tensor(np.stack([answers[name_of(row)] for row in batch.rows]))
+        descent.step(_loss(student(*batch.given), batch, _with_own_labels(found, batch, OWN_LABELS)))
+    return descent.last_loss, descent.seconds
+
+
+def _with_own_labels(answers: Tensor, batch: Batch, share: float) -> Tensor:
+    """Answers, float32 [batch, 12], whose overall one is the label in this share where the row is a line of our own."""
+    shares = torch.tensor([share * row.source.startswith("own_") for row in batch.rows])
+    mixed = answers.clone()
+    mixed[:, 0] += shares * (batch.wanted[:, 0] - answers[:, 0])
+    return mixed
+
+
+def _descent_of(student: Network, examples: list[Example]) -> Descent:
+    """Makes all but the word vectors and what is added to them learn."""
     for part in (student.words, student.places, student.kinds, student.norm):
         part.requires_grad_(False)
     for layer in student.layers:
         layer.dropout.p = DROPOUT
-    pick = random.Random(seed)
-    learned = [p for p in student.parameters() if p.requires_grad]
-    descent = Descent([{"params": learned}], [LEARNING_RATE], step_count(examples, PASSES))
     student.train()
-    teacher.eval()
-    for each in range(PASSES):
-        windows, rows = read_once(tokenizer, examples, pick, seed + each)
-        wanted, weight = targets(rows)
-        is_own = torch.tensor([row.source.startswith("own_") for row in rows])
-        label = torch.tensor([float(row.is_unsafe) for row in rows]) * (1 - 2 * SMOOTHING) + SMOOTHING
-        for batch in batches(windows, pick):
-            given = tensors([windows[row] for row in batch])
-            with torch.no_grad():
-                vectors = teacher.encode(*given)
-                answers = teacher.head(vectors).sigmoid()
-                answers[:, 0] = torch.where(is_own[batch], label[batch], answers[:, 0])
-            descent.step(_loss(student, given, vectors, answers, wanted[batch], weight[batch]))
-    return student, descent.last_loss, descent.seconds
+    learned = [p for p in student.parameters() if p.requires_grad]
+    return Descent([{"params": learned}], [LEARNING_RATE], step_count(examples, PASSES))
 
 
-def _loss(
-    student: Network,
-    given: tuple[Tensor, Tensor, Tensor],
-    vectors: Tensor,
-    answers: Tensor,
-    wanted: Tensor,
-    weight: Tensor,
-) -> Tensor:
-    found = student.encode(*given)
-    logits = student.head(found)
-    entropy = nn.functional.binary_cross_entropy_with_logits
-    answer_weight = torch.full((wanted.shape[1],), CATEGORY_WEIGHT)
+def _loss(logits: Tensor, batch: Batch, answers: Tensor) -> Tensor:
+    """What the labels and a teacher's answers say of logits, float32 [batch, 12] each."""
+    answer_weight = torch.full((answers.shape[1],), CATEGORY_WEIGHT)
     answer_weight[0] = OVERALL_WEIGHT
-    return (
-        LABELS * entropy(logits, wanted, weight, reduction="sum") / len(wanted)
-        + ANSWERS * (entropy(logits, answers, reduction="none") * answer_weight).sum() / len(wanted)
-        + VECTORS * far_apart(found, vectors)
-    )
+    entropy = nn.functional.binary_cross_entropy_with_logits(logits, answers, reduction="none")
+    return LABELS * label_loss(logits, batch) + ANSWERS * (entropy * answer_weight).sum() / len(batch.rows)
+
+
+def name_of(row: Example) -> str:
+    """A hash of what is judged, by which an answer finds its row."""
+    judged = json.dumps([row.source, row.is_assistant, row.prompt, row.text])
+    return hashlib.sha256(judged.encode()).hexdigest()[:16]
+
+
+def write_answers(path: Path, rows: list[Example], probabilities: np.ndarray, about: dict[str, object]) -> None:
+    """Keeps a larger encoder's probabilities, float [rows, 12], and how they were made."""
+    names = np.array([name_of(row) for row in rows])
+    np.savez_compressed(path, names=names, probabilities=probabilities.astype(np.float32), about=json.dumps(about))
+
+
+def read_answers(path: Path) -> tuple[dict[str, np.ndarray], dict[str, object]]:
+    """Reads them: the probabilities by ``name_of`` of their row, and how they were made."""
+    with np.load(path) as kept:
+        answers = dict(zip(kept["names"].tolist(), kept["probabilities"], strict=True))
+        return answers, json.loads(str(kept["about"]))

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import random
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -157,20 +159,48 @@ def read_once(
     return windows + more_windows, examples + more
 
 
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Windows of like length, and what is known of them.
+
+    Attributes:
+        given: Input ids, token types and mask, int64 [batch, tokens] each.
+        rows: The row that each window is of.
+        wanted: Targets, float32 [batch, 12].
+        weight: Their weights in the loss, float32 [batch, 12].
+    """
+
+    given: tuple[torch.Tensor, torch.Tensor, torch.Tensor]
+    rows: list[Example]
+    wanted: torch.Tensor
+    weight: torch.Tensor
+
+
+def read_passes(tokenizer: Tokenizer, examples: list[Example], passes: int, seed: int) -> Iterator[Batch]:
+    """Reads the rows so many times, in batches, each time in another order and in other variants."""
+    pick = random.Random(seed)
+    for each in range(passes):
+        windows, rows = read_once(tokenizer, examples, pick, seed + each)
+        wanted, weight = targets(rows)
+        for batch in batches(windows, pick):
+            given = tensors([windows[row] for row in batch])
+            yield Batch(given, [rows[row] for row in batch], wanted[batch], weight[batch])
+
+
+def label_loss(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """The weighted cross entropy of logits, float32 [batch, 12], with the labels: summed over outputs, mean of rows."""
+    entropy = nn.functional.binary_cross_entropy_with_logits
+    return entropy(logits, batch.wanted, batch.weight, reduction="sum") / len(batch.rows)
+
+
 def train(network: Network, tokenizer: Tokenizer, examples: list[Example], *, epochs: int, seed: int) -> float:
     """Fits the network; returns the mean loss of the last tenth."""
     groups, rates = parameter_groups(network)
-    pick = random.Random(seed)
     descent = Descent(groups, rates, step_count(examples, epochs))
     network.train()
     network.layers[:FROZEN_LAYERS].eval()
-    for epoch in range(epochs):
-        windows, rows = read_once(tokenizer, examples, pick, seed + epoch)
-        wanted, weight = targets(rows)
-        for batch in batches(windows, pick):
-            logits = network(*tensors([windows[row] for row in batch]), frozen_layers=FROZEN_LAYERS)
-            loss = nn.functional.binary_cross_entropy_with_logits(logits, wanted[batch], weight[batch], reduction="sum")
-            descent.step(loss / len(batch))
+    for batch in read_passes(tokenizer, examples, epochs, seed):
+        descent.step(label_loss(network(*batch.given, frozen_layers=FROZEN_LAYERS), batch))
     return descent.last_loss
 
 

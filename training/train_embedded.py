@@ -1,10 +1,10 @@
 """Trains, calibrates, quantises and writes the embedded classifier (``guardrail/models/embedded_data``).
 
 A teacher that reads every token learns first, ``--epochs`` passes over about 75,000 rows, twenty minutes each on a core
-of its own; then the network that is shipped learns from it. Then ``measure_embedded.py`` evaluates what was written,
-through the runtime's own code. See README.md.
+of its own; then the network that is shipped learns from it, and then from the answers of a larger encoder, which
+``teach.py`` wrote. ``measure_embedded.py`` evaluates what was written, through the runtime's own code. See README.md.
 
-    python training/train_embedded.py --data /work/shared/data [--trained FILE] [--limit ROWS] [--out FOLDER]
+    python training/train_embedded.py --data /work/shared/data --answers answers.npz [--trained FILE | --start FOLDER]
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from answers import answer_examples
 from calibrate import calibrate
 from categories import fit_categories
 from contrast import contrast_examples
-from distill import distilled
+from distill import distilled, read_answers, taught
 from fit import FROZEN_LAYERS, trained, window_of
-from graph import WEIGHTS_SHA256, bake, encoder_folder, export, plain_tokenizer, raw_logits
-from network import SHIPPED_WHOLE_LAYERS, load_network
+from graph import WEIGHTS_SHA256, bake, encoder_folder, export, plain_tokenizer, raw_logits, read_back
+from network import SHIPPED_WHOLE_LAYERS, Network, load_network
 from own_lines import read_own_lines
 from rows import CODES, Example, read_training_sets
+from tokenizers import Tokenizer
 
-from guardrail.models.embedded import INPUT_FORM
+from guardrail.models.embedded import INPUT_FORM, MAX_TEXT_TOKENS
 
 SEED = 20240517
 
@@ -40,7 +41,7 @@ def script_hash() -> str:
     return hashlib.sha256(b"".join(p.read_bytes() for p in sorted(folder.glob("*.py")))).hexdigest()
 
 
-def read_rows(data: Path, limit: int | None) -> tuple[list[Example], list[Example], dict[str, str]]:
+def read_rows(data: Path, limit: int | None = None) -> tuple[list[Example], list[Example], dict[str, str]]:
     """Rows to learn from, rows kept out, and the hash of each file."""
     learn, held, hashes = read_training_sets(data / "train", SEED)
     own, own_held, own_hashes = read_own_lines()
@@ -51,12 +52,36 @@ def read_rows(data: Path, limit: int | None) -> tuple[list[Example], list[Exampl
     return learn[:limit], held[:limit], {**hashes, **{f"own_{name}": value for name, value in own_hashes.items()}}
 
 
+def in_pairs_from(
+    teacher: Network, tokenizer: Tokenizer, learn: list[Example], *, epochs: int, kept: Path | None
+) -> tuple[Network, dict[str, object]]:
+    """Trains the teacher of the same size, or reads it, and the network in pairs; returns how that went, too."""
+    teacher_loss, teacher_seconds = trained(teacher, tokenizer, learn, epochs=epochs, seed=SEED, kept=kept)
+    network, loss, seconds = distilled(teacher, tokenizer, learn, seed=SEED)
+    return network, {
+        "teacher": {
+            "epochs": epochs,
+            "frozen_layers": FROZEN_LAYERS,
+            "final_loss": round(teacher_loss, 4),
+            "seconds": round(teacher_seconds),
+        },
+        "in_pairs": {"final_loss": round(loss, 4), "seconds": round(seconds)},
+    }
+
+
 def main() -> None:
     """Runs all steps."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     repository = Path(__file__).resolve().parent.parent
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--trained", type=Path, default=None, help="where the teacher's weights are kept, or found")
+    parser.add_argument(
+        "--start",
+        type=Path,
+        default=None,
+        help="a folder with a model to go on from, in place of a teacher of its size",
+    )
+    parser.add_argument("--answers", type=Path, default=None, help="what teach.py wrote: the last thing to learn from")
     parser.add_argument("--out", type=Path, default=repository / "guardrail/models/embedded_data")
     parser.add_argument("--limit", type=int, default=None, help="use this many rows, to try the script out")
     parser.add_argument("--epochs", type=int, default=1)
@@ -68,16 +93,22 @@ def main() -> None:
     folder = encoder_folder()
     tokenizer = plain_tokenizer(folder / "tokenizer.json")
     learn, held, hashes = read_rows(arguments.data, arguments.limit)
-    teacher = load_network(folder / "model.safetensors")
     print(f"{len(learn)} rows to learn from, {len(held)} kept out", flush=True)
-    teacher_loss, teacher_seconds = trained(
-        teacher, tokenizer, learn, epochs=arguments.epochs, seed=SEED, kept=arguments.trained
-    )
-    network, loss, seconds = distilled(teacher, tokenizer, learn, seed=SEED)
+    if arguments.start is None:
+        teacher = load_network(folder / "model.safetensors")
+        network, steps = in_pairs_from(teacher, tokenizer, learn, epochs=arguments.epochs, kept=arguments.trained)
+    else:
+        network = read_back(arguments.start / "model.onnx")
+        steps = {"start": json.loads((arguments.start / "config.json").read_text(encoding="utf-8"))["revision"]}
+    if arguments.answers is not None:
+        answers, about = read_answers(arguments.answers)
+        loss, seconds = taught(network, tokenizer, learn, answers, seed=SEED)
+        steps["larger_teacher"] = {**about, "answers": len(answers)}
+        steps["taught"] = {"final_loss": round(loss, 4), "seconds": round(seconds)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "model.onnx"
     export(network, fit_categories(network, tokenizer, learn), path)
-    logits = raw_logits(path.read_bytes(), [window_of(tokenizer, example, 192) for example in held])
+    logits = raw_logits(path.read_bytes(), [window_of(tokenizer, example, MAX_TEXT_TOKENS) for example in held])
     scale, bias, found = calibrate(logits, held)
     bake(path, scale, bias)
     tokenizer.save(str(arguments.out / "tokenizer.json"), pretty=False)
@@ -94,15 +125,8 @@ def main() -> None:
             "script_sha256": written_by,
             "rows": len(learn),
             "unsafe_rows": sum(example.is_unsafe for example in learn),
-            "teacher": {
-                "epochs": arguments.epochs,
-                "frozen_layers": FROZEN_LAYERS,
-                "final_loss": round(teacher_loss, 4),
-                "seconds": round(teacher_seconds),
-            },
+            **steps,
             "whole_layers": SHIPPED_WHOLE_LAYERS,
-            "final_loss": round(loss, 4),
-            "seconds": round(seconds),
             "threads": arguments.threads,
             "torch": torch.__version__,
             "onnxruntime": onnxruntime.__version__,

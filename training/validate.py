@@ -28,7 +28,7 @@ from answers import answer_examples
 from calibrate import calibrate
 from categories import fit_categories
 from contrast import contrast_examples
-from distill import distilled
+from distill import distilled, read_answers, taught
 from fit import trained, window_of
 from graph import bake, encoder_folder, export, outputs, plain_tokenizer, raw_logits
 from network import load_network
@@ -36,7 +36,7 @@ from own_lines import read_own_lines
 from rows import CODES, Example, read_set, read_training_sets
 from sklearn.metrics import roc_auc_score
 
-from guardrail.models.embedded import Window
+from guardrail.models.embedded import MAX_TEXT_TOKENS, Window
 
 SEED = 20240517
 CONTRAST = ("coconot", "fuzzyai_benign", "medsafety", "toxigen_demos", "mlc_v05")
@@ -55,6 +55,22 @@ def held_rows(folder: Path) -> list[Example]:
         for is_unsafe in (True, False):
             found += [row for row in rows if row.is_unsafe == is_unsafe][:ROWS_A_SET]
     return found
+
+
+def left_out_rows(data: Path, *, share: float = 1.0, own_share: float = 1.0) -> tuple[list[Example], list[Example]]:
+    """Rows to learn from and rows to calibrate on, without the held-out sets."""
+    learn, held, _ = read_training_sets(data / "train", SEED, without={*CONTRAST, *INSTRUCTIONS, *UNSAFE})
+    own, own_held, _ = read_own_lines()
+    for rows in (learn, own):
+        random.Random(SEED).shuffle(rows)
+    learn = learn[: int(share * len(learn))]
+    learn += answer_examples(learn, SEED) + contrast_examples(SEED) + own[: int(own_share * len(own))]
+    return learn, held + (own_held if own_share else [])
+
+
+def judged_rows(data: Path) -> list[Example]:
+    """The held-out sets and the kept tenth of our own lines."""
+    return held_rows(data / "train") + read_own_lines()[1]
 
 
 def scores_of(graph: bytes, windows: list[Window]) -> np.ndarray:
@@ -122,6 +138,7 @@ def main() -> None:
     parser.add_argument("--own", type=float, default=1.0, help="share of our own lines to learn from")
     parser.add_argument("--share", type=float, default=1.0, help="share of all other rows to learn from")
     parser.add_argument("--shipped", action="store_true", help="measure the network in pairs that learns from it")
+    parser.add_argument("--answers", type=Path, default=None, help="of teach.py --left-out, to learn from at last")
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--seed", type=int, default=SEED)
     arguments = parser.parse_args()
@@ -129,17 +146,13 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     folder = encoder_folder()
     tokenizer = plain_tokenizer(folder / "tokenizer.json")
-    own, own_held, _ = read_own_lines()
-    rows = held_rows(arguments.data / "train") + own_held
+    rows = judged_rows(arguments.data)
+    windows = [window_of(tokenizer, row, MAX_TEXT_TOKENS) for row in rows]
     if arguments.graph is not None:
         graph = (arguments.graph / "model.onnx").read_bytes()
-        found = report(scores_of(graph, [window_of(tokenizer, row, 192) for row in rows]), rows, 0.0)
+        found = report(scores_of(graph, windows), rows, 0.0)
     else:
-        learn, held, _ = read_training_sets(arguments.data / "train", SEED, without={*CONTRAST, *INSTRUCTIONS, *UNSAFE})
-        random.Random(SEED).shuffle(learn)
-        random.Random(SEED).shuffle(own)
-        learn = learn[: int(arguments.share * len(learn))]
-        learn += answer_examples(learn, SEED) + contrast_examples(SEED) + own[: int(arguments.own * len(own))]
+        learn, held = left_out_rows(arguments.data, share=arguments.share, own_share=arguments.own)
         network = load_network(folder / "model.safetensors")
         print(f"{len(learn)} rows", flush=True)
         loss, _ = trained(
@@ -147,14 +160,15 @@ def main() -> None:
         )
         if arguments.shipped:
             network, loss, _ = distilled(network, tokenizer, learn, seed=arguments.seed)
-        held += own_held if arguments.own else []
+        if arguments.answers is not None:
+            loss, _ = taught(network, tokenizer, learn, read_answers(arguments.answers)[0], seed=arguments.seed)
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.onnx"
             export(network, fit_categories(network, tokenizer, learn), path)
-            logits = raw_logits(path.read_bytes(), [window_of(tokenizer, row, 192) for row in held])
+            logits = raw_logits(path.read_bytes(), [window_of(tokenizer, row, MAX_TEXT_TOKENS) for row in held])
             scale, bias, how = calibrate(logits, held)
             bake(path, scale, bias)
-            logits = scores_of(path.read_bytes(), [window_of(tokenizer, row, 192) for row in rows])
+            logits = scores_of(path.read_bytes(), windows)
         found = {"learned_rows": len(learn), "loss": round(loss, 4), "calibration": how, **report(logits, rows, 0.0)}
     arguments.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(found, indent=1))
