@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from fit import BATCH, tensors, window_of
+from fit import run_all, window_of
 from network import WIDTH, Network
 from rows import CODES, Example
 from sklearn.linear_model import LogisticRegression
@@ -22,15 +22,8 @@ LEAST_SPREAD = 0.05  # a tenth of what is usual; divided by less, a place that h
 
 def pooled(network: Network, tokenizer: Tokenizer, examples: list[Example], limit: int) -> np.ndarray:
     """Runs the encoder without the head; float32 [rows, 2 * width]."""
-    windows = [window_of(tokenizer, example, limit) for example in examples]
-    order = sorted(range(len(windows)), key=lambda row: len(windows[row].input_ids))
-    found = np.zeros((len(windows), 2 * WIDTH), np.float32)
     network.eval()
-    with torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            rows = order[start : start + BATCH]
-            found[rows] = network.encode(*tensors([windows[row] for row in rows])).numpy()
-    return found
+    return run_all(network.encode, [window_of(tokenizer, example, limit) for example in examples], 2 * WIDTH)
 
 
 def fit_categories(network: Network, tokenizer: Tokenizer, examples: list[Example]) -> nn.Linear:

@@ -38,8 +38,9 @@ def diluted(tokenizer: Tokenizer, rows: list[Example], count: int, seed: int) ->
 def _short(
     tokenizer: Tokenizer, rows: list[Example], is_unsafe: bool, count: int, pick: random.Random
 ) -> list[Example]:
-    """Returns ``count`` short rows of one class, at random."""
-    candidates = [row for row in rows if row.is_unsafe == is_unsafe and row.source != "multijail_multi"]
+    """Returns ``count`` short rows of one class, at random, of which a label is known."""
+    labelled = [row for row in rows if row.weight and row.source != "multijail_multi"]
+    candidates = [row for row in labelled if row.is_unsafe == is_unsafe]
     pick.shuffle(candidates)
     found: list[Example] = []
     for row in candidates:

@@ -4,7 +4,8 @@ The student starts with the weights of a teacher of its own size and learns thre
 teacher's probabilities, and the teacher's pooled vectors, on which the category layer is fitted. Of our own lines the
 label alone counts: they are right. Then it goes on with the labels and the probabilities of an encoder five times as
 large (``larger.py``), which knows better where harm ends; of our own lines it learns the mean of that and the label,
-since it may not have learned from them. Word vectors stay as they are.
+since it may not have learned from them, and of texts between two rows (``mixed.py``) there is no label. Word vectors
+stay as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ LABELS, ANSWERS, VECTORS = 0.3, 1.0, 2.0  # the parts of the loss
 OVERALL_WEIGHT = 2.0  # of the overall answer, beside CATEGORY_WEIGHT for each category's
 OWN_LABELS = 0.5  # the label's share in what the larger encoder says of our own lines
 DROPOUT = 0.05
-PASSES = 2  # of each teacher
+PASSES, TAUGHT_PASSES = 2, 5  # of the teacher of its size, and of the larger one
 
 
 def far_apart(found: Tensor, wanted: Tensor) -> Tensor:
@@ -45,7 +46,8 @@ def distilled(
     """
     student = Network(whole_layers=SHIPPED_WHOLE_LAYERS)
     student.load_state_dict(teacher.state_dict())
-    descent = _descent_of(student, examples)
+    student.bfloat16 = teacher.bfloat16
+    descent = _descent_of(student, examples, PASSES)
     teacher.eval()
     for batch in read_passes(tokenizer, examples, PASSES, seed):
         with torch.no_grad():
@@ -59,7 +61,7 @@ def distilled(
 def taught(
     student: Network, tokenizer: Tokenizer, examples: list[Example], answers: dict[str, np.ndarray], *, seed: int
 ) -> tuple[float, float]:
-    """Goes on with the larger encoder's answers, in ``PASSES`` passes over the rows that have one.
+    """Goes on with the larger encoder's answers, in ``TAUGHT_PASSES`` passes over the rows that have one.
 
     Args:
         answers: By ``name_of`` of a row: probabilities, float32 [12].
@@ -68,8 +70,8 @@ def taught(
         The mean loss of the last tenth, and the seconds it took.
     """
     answered = [row for row in examples if name_of(row) in answers]
-    descent = _descent_of(student, answered)
-    for batch in read_passes(tokenizer, answered, PASSES, seed):
+    descent = _descent_of(student, answered, TAUGHT_PASSES)
+    for batch in read_passes(tokenizer, answered, TAUGHT_PASSES, seed):
         found = torch.tensor(np.stack([answers[name_of(row)] for row in batch.rows]))
         descent.step(_loss(student(*batch.given), batch, _with_own_labels(found, batch, OWN_LABELS)))
     return descent.last_loss, descent.seconds
@@ -83,7 +85,7 @@ def _with_own_labels(answers: Tensor, batch: Batch, share: float) -> Tensor:
     return mixed
 
 
-def _descent_of(student: Network, examples: list[Example]) -> Descent:
+def _descent_of(student: Network, examples: list[Example], passes: int) -> Descent:
     """Makes all but the word vectors and what is added to them learn."""
     for part in (student.words, student.places, student.kinds, student.norm):
         part.requires_grad_(False)
@@ -91,7 +93,7 @@ def _descent_of(student: Network, examples: list[Example]) -> Descent:
         layer.dropout.p = DROPOUT
     student.train()
     learned = [p for p in student.parameters() if p.requires_grad]
-    return Descent([{"params": learned}], [LEARNING_RATE], step_count(examples, PASSES))
+    return Descent([{"params": learned}], [LEARNING_RATE], step_count(examples, passes))
 
 
 def _loss(logits: Tensor, batch: Batch, answers: Tensor) -> Tensor:

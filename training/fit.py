@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,6 +63,17 @@ def tensors(windows: list[Window]) -> tuple[torch.Tensor, torch.Tensor, torch.Te
         kinds[row, :size] = torch.tensor(window.token_type_ids)
         mask[row, :size] = 1
     return ids, kinds, mask
+
+
+def run_all(network: Callable[..., torch.Tensor], windows: list[Window], width: int) -> np.ndarray:
+    """What a network that is not learning gives for windows: float32 [windows, width], in batches of like length."""
+    order = sorted(range(len(windows)), key=lambda row: len(windows[row].input_ids))
+    found = np.zeros((len(windows), width), np.float32)
+    with torch.inference_mode():
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            found[rows] = network(*tensors([windows[row] for row in rows])).numpy()
+    return found
 
 
 def rarity(examples: list[Example]) -> dict[str, float]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fit import BATCH, HEAD_LEARNING_RATE, TEXT_TOKENS, Descent, label_loss, read_passes, step_count, tensors, window_of
+from fit import HEAD_LEARNING_RATE, TEXT_TOKENS, Descent, label_loss, read_passes, run_all, step_count, window_of
 from graph import check_weights
 from network import OUTPUTS, pool
 from rows import Example
@@ -32,10 +32,12 @@ class LargerNetwork(nn.Module):
 
     Args:
         folder: The unzipped files; the hash of the weights is checked.
+        bfloat16: Whether products are taken in bfloat16. Three times as fast on a CPU that has its instructions.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, bfloat16: bool = False) -> None:
         super().__init__()
+        self.bfloat16 = bfloat16
         check_weights(folder / "model.safetensors", WEIGHTS_SHA256)
         self.encoder = MPNetModel.from_pretrained(
             folder, attn_implementation="eager", add_pooling_layer=False, use_safetensors=True
@@ -57,6 +59,10 @@ class LargerNetwork(nn.Module):
 
     def forward(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor) -> Tensor:
         """BERT's token ids, token types and mask, int64 [batch, tokens]. Returns float32 logits [batch, 12]."""
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bfloat16):
+            return self._logits(input_ids, token_type_ids, mask).float()
+
+    def _logits(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor) -> Tensor:
         own_ids = torch.where(input_ids == CLS_ID, BEGIN, input_ids + SHIFT)
         own_ids = torch.where(input_ids == SEP_ID, END, own_ids).masked_fill(mask == 0, PADDING)
         bias = (1.0 - mask[:, None, None, :].float()) * -1e9
@@ -86,13 +92,6 @@ def learn(network: LargerNetwork, tokenizer: Tokenizer, rows: list[Example], *, 
 def logits_of(
     network: LargerNetwork, tokenizer: Tokenizer, rows: list[Example], *, limit: int = TEXT_TOKENS
 ) -> np.ndarray:
-    """Logits, float32 [rows, 12], of the first ``limit`` tokens, in batches of rows of like length."""
+    """Logits, float32 [rows, 12], of the first ``limit`` tokens."""
     network.train(False)
-    windows = [window_of(tokenizer, row, limit) for row in rows]
-    order = sorted(range(len(rows)), key=lambda row: len(windows[row].input_ids))
-    found = np.zeros((len(rows), OUTPUTS), np.float32)
-    with torch.inference_mode():
-        for start in range(0, len(order), BATCH):
-            batch = order[start : start + BATCH]
-            found[batch] = network(*tensors([windows[row] for row in batch])).numpy()
-    return found
+    return run_all(network, [window_of(tokenizer, row, limit) for row in rows], OUTPUTS)

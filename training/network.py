@@ -54,7 +54,12 @@ class Network(nn.Module):
 
     Args:
         whole_layers: Layers, from the lowest, that read every token; the others read pairs.
+
+    Attributes:
+        bfloat16: Whether the encoder's products are taken in bfloat16, which a CPU with its instructions does faster.
     """
+
+    bfloat16 = False
 
     def __init__(self, *, whole_layers: int = LAYERS) -> None:
         super().__init__()
@@ -79,6 +84,10 @@ class Network(nn.Module):
 
     def encode(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor, *, frozen_layers: int = 0) -> Tensor:
         """What the head reads: float32 [batch, 2 * width]."""
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bfloat16):
+            return self._encode(input_ids, token_type_ids, mask, frozen_layers).float()
+
+    def _encode(self, input_ids: Tensor, token_type_ids: Tensor, mask: Tensor, frozen_layers: int) -> Tensor:
         with torch.set_grad_enabled(frozen_layers == 0 and torch.is_grad_enabled()):
             hidden = self.embed(self.words(input_ids), token_type_ids)
         for index, layer in enumerate(self.layers):

@@ -12,6 +12,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+SEED = 20240517
 CODES = [f"S{number}" for number in range(1, 12)]  # the order of HazardCategory
 # Rows a set may give; the rest of the sets give all they have. Large single-intent sets would drown the others, a
 # style that is harmful in every row teaches style, 2500 translated rows that are all unsafe would teach that a

@@ -5,7 +5,8 @@
 
 The second form trains without the sets that ``validate.py`` leaves out and measures on those; ``validate.py --answers``
 then tells what a small network learns from it. ``--encoder`` is the unzipped folder (see ``larger.py``). A step of 32
-rows takes three seconds on two cores. The file holds a hash of every row beside its probabilities, and no text.
+rows takes three seconds on two cores, and less than one with ``--bfloat16``. The file holds a hash of every row beside
+its probabilities, and no text.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ import torch
 from distill import write_answers
 from graph import encoder_folder, plain_tokenizer
 from larger import WEIGHTS_SHA256, LargerNetwork, learn, logits_of
-from train_embedded import SEED, read_rows
+from mixed import COUNT, mixed
+from rows import SEED
+from train_embedded import read_rows
 from validate import judged_rows, left_out_rows, report
 
 from guardrail.models.embedded import MAX_TEXT_TOKENS
@@ -35,16 +38,18 @@ def main() -> None:
     parser.add_argument("--trained", type=Path, default=None, help="where the weights are kept, or found")
     parser.add_argument("--rows", type=int, default=None, help="learn from so many rows alone")
     parser.add_argument("--answered", type=int, default=None, help="judge so many rows alone")
+    parser.add_argument("--mixed", type=int, default=COUNT, help="so many texts between two rows (mixed.py)")
     parser.add_argument("--first", nargs="*", default=[], metavar="SET", help="judge the rows of these sets first")
     parser.add_argument("--left-out", action="store_true", help="train without the sets of validate.py")
     parser.add_argument("--report", type=Path, default=None, help="with --left-out: where its figures are written")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--bfloat16", action="store_true", help="on a CPU with its instructions: three times as fast")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(SEED)
     tokenizer = plain_tokenizer(encoder_folder() / "tokenizer.json")
     rows = (left_out_rows if arguments.left_out else read_rows)(arguments.data)[0]
-    network = LargerNetwork(arguments.encoder)
+    network = LargerNetwork(arguments.encoder, bfloat16=arguments.bfloat16)
     if arguments.trained is not None and arguments.trained.exists():
         kept = torch.load(arguments.trained)
         network.load_state_dict(kept["network"])
@@ -58,7 +63,8 @@ def main() -> None:
         measured = report(logits_of(network, tokenizer, judged, limit=MAX_TEXT_TOKENS), judged, 0.0)
         arguments.report.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
         print(json.dumps(measured, indent=1), flush=True)
-    answered = sorted(rows, key=lambda row: row.source not in arguments.first)[: arguments.answered]
+    rows_to_answer = rows + mixed(rows, SEED, count=arguments.mixed)
+    answered = sorted(rows_to_answer, key=lambda row: row.source not in arguments.first)[: arguments.answered]
     probabilities = 1 / (1 + np.exp(-logits_of(network, tokenizer, answered)))
     write_answers(
         arguments.out,

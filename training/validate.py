@@ -31,14 +31,14 @@ from contrast import contrast_examples
 from distill import distilled, read_answers, taught
 from fit import trained, window_of
 from graph import bake, encoder_folder, export, outputs, plain_tokenizer, raw_logits
+from mixed import mixed
 from network import load_network
 from own_lines import read_own_lines
-from rows import CODES, Example, read_set, read_training_sets
+from rows import CODES, SEED, Example, read_set, read_training_sets
 from sklearn.metrics import roc_auc_score
 
 from guardrail.models.embedded import MAX_TEXT_TOKENS, Window
 
-SEED = 20240517
 CONTRAST = ("coconot", "fuzzyai_benign", "medsafety", "toxigen_demos", "mlc_v05")
 INSTRUCTIONS = ("selfinstruct_seed", "oasst_en100", "followbench", "awesome_prompts")
 UNSAFE = ("strongreject", "salad_subset", "mlc_v05", "toxigen_demos", "coconot", "medsafety")
@@ -161,7 +161,9 @@ def main() -> None:
         if arguments.shipped:
             network, loss, _ = distilled(network, tokenizer, learn, seed=arguments.seed)
         if arguments.answers is not None:
-            loss, _ = taught(network, tokenizer, learn, read_answers(arguments.answers)[0], seed=arguments.seed)
+            loss, _ = taught(
+                network, tokenizer, learn + mixed(learn, SEED), read_answers(arguments.answers)[0], seed=arguments.seed
+            )
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.onnx"
             export(network, fit_categories(network, tokenizer, learn), path)
