@@ -61,6 +61,7 @@ _SLOW_S = 5.0  # of the slow lane, for a block of a few lines
 _SLOW_CHARS_S = 20_000  # each so many characters of it have a second more
 _MOST_FINDINGS = 500  # of a block; a block with more is not worth reading on
 _FEW_BLOCKS = 16  # more of them are put in order of their rules and share the workers
+_CORES = min(2, os.cpu_count() or 1)  # that are used
 _LANES = 3  # one more than cores are used: while semgrep works for one, the next one is made ready
 _ROUNDS = ((0, 1), (1, 4), (4, None))  # how many of a block's files are scanned together
 _ONE_ROUND = ((0, None),)  # of a block of which a warm semgrep understood none
@@ -71,7 +72,7 @@ _BLOCK_S = 0.1
 class SemgrepScanner:
     """Scans code blocks with semgrep; implements ``CodeScanner``.
 
-    Safe to use from any thread and any event loop; beside the workers at most four semgrep processes run at a time.
+    Safe to use from any thread and any event loop; beside the workers at most five semgrep processes run at a time.
 
     Args:
         executable: A ``semgrep`` command, or a folder that ``pip install --target`` filled; None looks for the
@@ -104,10 +105,10 @@ class SemgrepScanner:
         self.languages = self._rulebook.languages
         self._lock = threading.Lock()
         self._cache: OrderedDict[tuple[str, str], Result] = OrderedDict()  # guarded by _lock
-        self._size = min(2, os.cpu_count() or 1) if workers is None else workers
+        self._size = _CORES if workers is None else workers
         self._pool = ThreadPoolExecutor(max_workers=_THREADS, thread_name_prefix="guardrail-semgrep")
         self._runs = ThreadPoolExecutor(max_workers=_LANES, thread_name_prefix="guardrail-semgrep-run")
-        self._slow = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guardrail-semgrep-slow")
+        self._slow = ThreadPoolExecutor(max_workers=_CORES, thread_name_prefix="guardrail-semgrep-slow")
         self._calls = 0  # guarded by _lock
         self._gate: Gate | None = None
         self._workers: Workers | None = None
@@ -183,30 +184,44 @@ class SemgrepScanner:
                 self._workers = Workers(self._core, self._rulebook, size=self._size)
 
     async def _examine(self, blocks: list[CodeBlock], deadline: float, cancelled: threading.Event) -> list[Job]:
-        """Scans code; long blocks of many beside the others."""
+        """Scans code; long blocks of many beside the others, on one core, and on all once those are done."""
         jobs = [Job(block, f"a{i}x") for i, block in enumerate(blocks)]
         if len(jobs) > _FEW_BLOCKS:
             await self._in_pool(self._pass_gate, jobs, deadline)
-            long = asyncio.create_task(self._scan_long(jobs, long_ones(jobs), deadline, cancelled))
+            places = iter(long_ones(jobs))
+            beside = asyncio.create_task(self._scan_long(jobs, places, deadline, cancelled))
             try:
                 await self._in_pool(self._scan_quick, jobs, deadline, cancelled)
-                await long
+                await self._scan_on_all_cores(jobs, places, deadline, cancelled)
+                await beside
             finally:
-                long.cancel()
+                beside.cancel()
         else:
             await self._in_pool(self._scan_few, jobs, deadline, cancelled)
-        await self._scan_long(jobs, long_ones(jobs), deadline, cancelled)
+        if left := long_ones(jobs):
+            await self._scan_on_all_cores(jobs, iter(left), deadline, cancelled)
         return jobs
 
     async def _in_pool(self, work: Callable[..., None], *args: Any) -> None:
         await asyncio.wrap_future(self._pool.submit(work, *args))
 
-    async def _scan_long(
-        self, jobs: list[Job], places: Iterable[int], deadline: float, cancelled: threading.Event
+    async def _scan_on_all_cores(
+        self, jobs: list[Job], places: Iterator[int], deadline: float, cancelled: threading.Event
     ) -> None:
-        """Has the blocks at some places scanned in the slow lane, one at a time, so that callers take turns.
+        """Has the blocks at some places scanned in the slow lane, as many at a time as there are cores."""
+        lanes = [asyncio.create_task(self._scan_long(jobs, places, deadline, cancelled)) for _ in range(_CORES)]
+        try:
+            await asyncio.gather(*lanes)
+        finally:
+            for lane in lanes:
+                lane.cancel()
 
-        At the deadline a block is unverified, with what was found so far.
+    async def _scan_long(
+        self, jobs: list[Job], places: Iterator[int], deadline: float, cancelled: threading.Event
+    ) -> None:
+        """Has the blocks at some places scanned in the slow lane, one after the other, so that callers take turns.
+
+        Those who share an iterator share the work. At the deadline a block is unverified, with what was found so far.
         """
         for i in places:
             job = jobs[i]

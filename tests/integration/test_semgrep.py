@@ -327,6 +327,17 @@ class TestHoldingUp:
         for (answer,) in await asyncio.gather(*hung):
             assert isinstance(answer, ScanError)
 
+    async def test_long_blocks_of_many_keep_their_findings(self, warm: SemgrepScanner) -> None:
+        """They are scanned beside the short ones, and several at a time after those; each result is its block's."""
+        blocks = [
+            block_of(f"total_{n} = {n}\n" * (2200 + n if n % 4 == 0 else n) + f"eval(code_{n})\n", "python")
+            for n in range(24)
+        ]
+        results = await warm.scan(blocks)
+        for block, result in zip(blocks, results, strict=True):
+            assert isinstance(result, list), str(result)
+            assert [finding.line for finding in result] == [block.code.count("\n")]
+
     async def test_a_block_of_findings_alone_is_cut_and_not_verified(self, warm: SemgrepScanner) -> None:
         """Seven hundred findings are not worth reading; that there are more is said, as one of them may matter."""
         (result,) = await warm.scan([block_of("eval(x)\n" * 700, "python")])
