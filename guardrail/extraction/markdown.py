@@ -14,6 +14,8 @@ A fence that is never closed counts to the end of its container: an answer cut s
 
 Known differences from CommonMark, each on the side of finding more code or of bounded work:
 
+- A fence with a known language also opens behind words (``Sure: ```python``), as models write it; CommonMark sees text
+  there, and opens a fence where this one closes. It needs no prefix of its container, and closes behind code, too.
 - HTML blocks and link reference definitions are not recognised: a fence inside ``<div>`` is still a fence.
 - Containers nested more than 32 deep are flattened.
 - Entities and backslash escapes in an info string are left as they are; so is NUL in code.
@@ -24,7 +26,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from guardrail.language import canonical_language
+from guardrail.language import LANGUAGES, canonical_language
 from guardrail.verdict import CodeBlock, Span
 
 __all__ = ["MarkdownBlock", "find_markdown_blocks"]
@@ -33,6 +35,7 @@ _MAX_DEPTH = 32  # bounds the work per line: a blank line is matched against eve
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _BLANKS = re.compile(r"[ \t]*")
 _FENCE = re.compile(r"`{3,}|~{3,}")
+_FENCE_BEHIND_WORDS = re.compile(r"(`{3,})[ \t]*([A-Za-z][\w+#.-]{0,30})[ \t]*$")
 # Indented code follows a line without text (blank, marks of containers, a rule, a heading), or a container's mark.
 _INDENTED = re.compile(
     r"(?:\A|^[ \t>*+\-_=\d.)]*(?:#[^\r\n]*)?(?:\r\n|\r|\n))[ \t>*+\-\d.)]*(?:    |\t)"
@@ -101,13 +104,14 @@ class _Container:
 
 @dataclass
 class _Leaf:
-    """The code block being read; ``fence`` is empty for an indented block."""
+    """The code block being read; ``fence`` is empty for an indented block, and loose if it opened behind words."""
 
     fence: str
     indent: int
     language: str | None
     start: int
     outer_start: int
+    is_loose: bool = False
     lines: list[str] = field(default_factory=list)
     starts: list[int] = field(default_factory=list)
     end: int = 0
@@ -133,7 +137,7 @@ class _Scanner:
         self._start, self._pos, self._end, self._col, self._spare = start, start, end, 0, 0
         matched = self._match_containers()
         is_whole = matched == len(self._containers)
-        if self._leaf is not None and self._leaf.fence and is_whole:
+        if self._leaf is not None and self._leaf.fence and (is_whole or self._leaf.is_loose):
             self._fence_line(self._leaf)
             return
         if not is_whole and not (self._leaf is None and self._in_paragraph):
@@ -275,8 +279,11 @@ class _Scanner:
         if match is not None and not (match.group()[0] == "`" and text.find("`", match.end(), end) >= 0):
             self._leave(is_lazy, matched)
             info = canonical_language(text[match.end() : min(end, match.end() + 400)])
-            inner_start = min(_next_line(text, end), len(text))
-            self._leaf = _Leaf(match.group(), indent, info, inner_start, self._start, outer_end=end)
+            self._open_fence(match.group(), indent, info)
+            return
+        if (behind := self._fence_behind_words(at)) is not None:
+            self._leave(is_lazy, matched)
+            self._open_fence(behind[1], indent, canonical_language(behind[2]), is_loose=True)
             return
         if _HEADING.match(text, at, end):
             self._leave(is_lazy, matched)
@@ -288,6 +295,15 @@ class _Scanner:
             return
         self._in_paragraph = True
 
+    def _fence_behind_words(self, at: int) -> re.Match[str] | None:
+        first = self.text.find("```", at, self._end)
+        match = _FENCE_BEHIND_WORDS.match(self.text, first, self._end) if first > at else None
+        return match if match is not None and canonical_language(match[2]) in LANGUAGES else None
+
+    def _open_fence(self, fence: str, indent: int, language: str | None, *, is_loose: bool = False) -> None:
+        inner_start = min(_next_line(self.text, self._end), len(self.text))
+        self._leaf = _Leaf(fence, indent, language, inner_start, self._start, is_loose, outer_end=self._end)
+
     def _fence_line(self, leaf: _Leaf) -> None:
         if self._indent(4) <= 3:
             at = self._skip_blanks()
@@ -298,6 +314,11 @@ class _Scanner:
                     leaf.outer_end = self._end
                     self.close_leaf()
                     return
+        if leaf.is_loose and (code := self.text[self._pos : self._end].rstrip(" \t")).endswith(leaf.fence):
+            leaf.outer_end, self._end = self._end, self._pos + len(code.rstrip("`"))
+            self._append(leaf, leaf.indent)
+            self.close_leaf()
+            return
         self._append(leaf, leaf.indent)
 
     def _append(self, leaf: _Leaf, indent: int) -> None:

@@ -37,10 +37,19 @@ LINES = st.builds(
     st.lists(st.sampled_from(PREFIXES), max_size=2),
     st.sampled_from(BODIES),
 )
-DOCUMENTS = st.builds(
-    lambda lines, end: end.join(lines) + end,
-    st.lists(LINES, min_size=1, max_size=12),
-    st.sampled_from(["\n", "\r\n", "\r"]),
+
+
+def documents(lines: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
+    return st.builds(
+        lambda lines, end: end.join(lines) + end,
+        st.lists(lines, min_size=1, max_size=12),
+        st.sampled_from(["\n", "\r\n", "\r"]),
+    )
+
+
+DOCUMENTS = documents(LINES)
+LOOSE = documents(
+    st.one_of(LINES, st.sampled_from(["so: ```py", "- so: ````py", "> x ```js", "x```", "> x````", "   x```"]))
 )
 
 
@@ -57,10 +66,14 @@ def is_known_difference(text: str) -> bool:
     - ``>`` after four columns: by the specification no quote marker; markdown-it takes it inside an open quote.
     - A tab after a container marker: by the specification the rest of the tab stands as spaces (example 6);
       markdown-it keeps the tab.
+
+    And what this scanner reads otherwise by intent: a fence behind words, such as a number that starts no list.
     """
     seen, before = False, ""
     for line in re.split(r"\r\n|\r|\n", text):
         if seen and columns(line) >= 4 and before.strip() and columns(before) < 4:
+            return True
+        if re.search(r"[0-9][.)].*```py *$", line):
             return True
         if re.match(r"\s{4,}>|\s*\t\s*>", line) or re.match(r".*(?:>|[-*+]|[0-9][.)])[ ]*\t", line):
             return True
@@ -83,7 +96,7 @@ class TestAgainstReference:
         assert [found.block.code for found in find_markdown_blocks(text)] == expected
 
     @settings(max_examples=300, deadline=None)
-    @given(DOCUMENTS)
+    @given(st.one_of(DOCUMENTS, LOOSE))
     def test_places_with_fences_hold_the_code(self, text: str) -> None:
         """A block's outer place is whole lines, holds the code, and is apart from the next block's."""
         end = 0
@@ -96,7 +109,7 @@ class TestAgainstReference:
             end = found.end
 
     @settings(max_examples=300, deadline=None)
-    @given(st.one_of(DOCUMENTS, st.text(st.sampled_from("`~> -\t\r\na1.😀"), max_size=80)))
+    @given(st.one_of(DOCUMENTS, LOOSE, st.text(st.sampled_from("`~> -\t\r\na1.😀"), max_size=80)))
     def test_places_are_exact(self, text: str) -> None:
         """Every line of code stands at its offset in the message, unless a tab was cut in two."""
         for block in extract_code_blocks(text):
@@ -133,6 +146,25 @@ class TestBlocks:
         (block,) = extract_code_blocks("```py\neval(x)")
         assert block.code == "eval(x)"
 
+    def test_a_fence_with_a_language_may_open_behind_words(self) -> None:
+        """As models write it; what a reader takes for code is judged as code."""
+        text = "Of course! Here you are: ```python\nimport os\nos.system(x)\n```\nBye."
+        (block,) = extract_code_blocks(text)
+        assert (block.code, block.language) == ("import os\nos.system(x)", "python")
+        assert text[block.span.start : block.span.end] == block.code
+        (block,) = extract_code_blocks("- first: ```` c++\n  ```\n  f();\n  ````\n")
+        assert (block.code, block.language) == ("```\nf();", "cpp")
+        for code in ("### Code ```py\neval(x)\n```", "1) Try ```py\neval(x)\n```\n2) b", "> a ```py\n> eval(x)```\nb"):
+            (block,) = extract_code_blocks(code)
+            assert (block.code, block.language) == ("eval(x)", "python")
+
+    @pytest.mark.parametrize(
+        "text", ["Write ```py and then", "See ```ok\nx", "An empty ```\nx", "a ```x``` b ```py\nx", "`` ```py ``\nx"]
+    )
+    def test_talk_of_fences_opens_none(self, text: str) -> None:
+        """Without the name of a language at the end of the line it is prose."""
+        assert extract_code_blocks(text) == []
+
     def test_indented_code_needs_a_blank_line_before(self) -> None:
         """Four spaces after a paragraph go on with it; after a blank line they are code."""
         assert extract_code_blocks("a\n    b\n") == []
@@ -153,9 +185,11 @@ class TestBlocks:
                 "\t" * 10**6,
                 "* " * 10**5 + "```",
                 "\r" * 10**5 + "\t",
+                "a" + "`" * 10**6,
+                "a ```" * 10**5 + "py",
             ),
         ],
-        ids=range(11),
+        ids=range(13),
     )
     @pytest.mark.timeout(20)
     def test_hostile_text_ends(self, text: str) -> None:

@@ -71,12 +71,13 @@ class TestCode:
             FENCED,
             "~~~\nx = 1.\ny = 2.\n~~~\n",
             "````md\n```\nnot the end.\n```\nnor here.\n````\n",
+            "Here: ```py\nprint('a. b')\n\n# done.\n```\n",
             "```console\n$ ls -la. \nsome output. \n$ id\n```\n",
             "<pre>\nint main() {}\nreturn 0. \n</pre>\n",
             "Try <code>a = 1. \nb = 2. </code> now.\n",
             "--- a/f.py\n+++ b/f.py\n@@ -1,3 +1,3 @@\n-old. \n-older. \n+new = 1.\n+newer = 2.\n same. \n",
         ],
-        ids=["fence", "tildes", "fence in a fence", "session", "pre", "code element", "diff"],
+        ids=["fence", "tildes", "fence in a fence", "fence behind words", "session", "pre", "code element", "diff"],
     )
     def test_no_piece_ends_inside_a_block(self, block: str) -> None:
         """Whatever its form, and though every line of it could end a piece."""
