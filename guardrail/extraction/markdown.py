@@ -283,7 +283,8 @@ class _Scanner:
             return
         if (behind := self._fence_behind_words(at)) is not None:
             self._leave(is_lazy, matched)
-            self._open_fence(behind[1], indent, canonical_language(behind[2]), is_loose=True)
+            fence, language = behind
+            self._open_fence(fence, indent, language, is_loose=True)
             return
         if _HEADING.match(text, at, end):
             self._leave(is_lazy, matched)
@@ -295,10 +296,12 @@ class _Scanner:
             return
         self._in_paragraph = True
 
-    def _fence_behind_words(self, at: int) -> re.Match[str] | None:
+    def _fence_behind_words(self, at: int) -> tuple[str, str] | None:
+        """Returns the fence and the known language with which the line ends."""
         first = self.text.find("```", at, self._end)
         match = _FENCE_BEHIND_WORDS.match(self.text, first, self._end) if first > at else None
-        return match if match is not None and canonical_language(match[2]) in LANGUAGES else None
+        language = canonical_language(match[2]) if match is not None else None
+        return (match[1], language) if match is not None and language in LANGUAGES else None
 
     def _open_fence(self, fence: str, indent: int, language: str | None, *, is_loose: bool = False) -> None:
         inner_start = min(_next_line(self.text, self._end), len(self.text))
