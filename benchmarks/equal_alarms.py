@@ -23,10 +23,9 @@ import numpy as np
 from sklearn.metrics import f1_score
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "training"))
-from rows import Example, read_set
+from rows import Example, read_set, to_conversation
 
 from guardrail.models.embedded import MAX_TEXT_TOKENS, EmbeddedClassifier
-from guardrail.verdict import Conversation, Role
 
 LOOKS_UNSAFE = ("cse_mitre_frr", "hatecheck", "jbb_benign", "notinject", "orbench_hard", "wildguardtest_benign")
 RATES = (0.10, 0.15, 0.20, 0.25, 0.30, 0.35, 0.40)
@@ -63,14 +62,7 @@ def curve(judge: Judge, sets: dict[str, list[Example]], own_threshold: float) ->
 def embedded(rows: Sequence[Example]) -> np.ndarray:
     classifier = EmbeddedClassifier(threads=2)
     try:
-        verdicts = asyncio.run(
-            classifier.classify(
-                [
-                    Conversation.of(r.text, role=Role.ASSISTANT if r.is_assistant else Role.USER, prompt=r.prompt)
-                    for r in rows
-                ]
-            )
-        )
+        verdicts = asyncio.run(classifier.classify([to_conversation(row) for row in rows]))
     finally:
         classifier.close()
     return np.array([verdict.unsafe_probability for verdict in verdicts], float)

@@ -4,21 +4,23 @@ The student starts with the weights of a teacher of its own size and learns thre
 teacher's probabilities, and the teacher's pooled vectors, on which the category layer is fitted. Of our own lines the
 label alone counts: they are right. Then it goes on with the labels and the probabilities of an encoder five times as
 large (``larger.py``), which knows better where harm ends; of our own lines it learns the mean of that and the label,
-since it may not have learned from them, and of texts between two rows (``mixed.py``) there is no label. Word vectors
-stay as they are.
+since it may not have learned from them, and of texts between two rows (``mixed.py``) there is no label. Of lines that
+were written after it answered there is the label alone. Word vectors stay as they are.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import random
 from pathlib import Path
 
 import numpy as np
 import torch
 from fit import CATEGORY_WEIGHT, Batch, Descent, label_loss, read_passes, step_count
+from mixed import mixed
 from network import SHIPPED_WHOLE_LAYERS, WIDTH, Network
-from rows import Example
+from rows import SEED, Example
 from tokenizers import Tokenizer
 from torch import Tensor, nn
 
@@ -27,7 +29,7 @@ LABELS, ANSWERS, VECTORS = 0.3, 1.0, 2.0  # the parts of the loss
 OVERALL_WEIGHT = 2.0  # of the overall answer, beside CATEGORY_WEIGHT for each category's
 OWN_LABELS = 0.5  # the label's share in what the larger encoder says of our own lines
 DROPOUT = 0.05
-PASSES, TAUGHT_PASSES = 2, 5  # of the teacher of its size, and of the larger one
+PASSES, TAUGHT_PASSES = 2, 5  # with the teacher of its size, and with the larger one
 
 
 def far_apart(found: Tensor, wanted: Tensor) -> Tensor:
@@ -59,21 +61,38 @@ def distilled(
 
 
 def taught(
-    student: Network, tokenizer: Tokenizer, examples: list[Example], answers: dict[str, np.ndarray], *, seed: int
+    student: Network,
+    tokenizer: Tokenizer,
+    examples: list[Example],
+    answers: dict[str, np.ndarray],
+    *,
+    passes: int = TAUGHT_PASSES,
+    share: float = 1.0,
+    seed: int,
 ) -> tuple[float, float]:
-    """Goes on with the larger encoder's answers, in ``TAUGHT_PASSES`` passes over the rows that have one.
+    """Goes on with the larger encoder's answers to the rows, and to texts between them.
 
     Args:
         answers: By ``name_of`` of a row: probabilities, float32 [12].
+        passes: How often it reads the rows.
+        share: Of the rows that have an answer, the part that a pass reads, each another one. Lines of our own that have
+            none are read in every pass.
 
     Returns:
         The mean loss of the last tenth, and the seconds it took.
     """
     answered = [row for row in examples if name_of(row) in answers]
-    descent = _descent_of(student, answered, TAUGHT_PASSES)
-    for batch in read_passes(tokenizer, answered, TAUGHT_PASSES, seed):
-        found = torch.tensor(np.stack([answers[name_of(row)] for row in batch.rows]))
-        descent.step(_loss(student(*batch.given), batch, _with_own_labels(found, batch, OWN_LABELS)))
+    unanswered = [row for row in examples if name_of(row) not in answers and row.source.startswith("own_")]
+    answered += [row for row in mixed(answered, SEED) if name_of(row) in answers]
+    answer_of = {id(row): answers[name_of(row)] for row in answered}
+    pick = random.Random(seed)
+    parts = [unanswered + pick.sample(answered, round(share * len(answered))) for _ in range(passes)]
+    descent = _descent_of(student, parts[0], passes)
+    for number, part in enumerate(parts):
+        for batch in read_passes(tokenizer, part, 1, seed + number):
+            rows = zip(batch.rows, batch.wanted.numpy(), strict=True)
+            found = torch.tensor(np.stack([answer_of.get(id(row), wanted) for row, wanted in rows]))
+            descent.step(_loss(student(*batch.given), batch, _with_own_labels(found, batch, OWN_LABELS)))
     return descent.last_loss, descent.seconds
 
 

@@ -215,10 +215,13 @@ def train(network: Network, tokenizer: Tokenizer, examples: list[Example], *, ep
     return descent.last_loss
 
 
-def trained(
-    network: Network, tokenizer: Tokenizer, learn: list[Example], *, epochs: int, seed: int, kept: Path | None
-) -> tuple[float, float]:
+def trained(network: nn.Module, train_it: Callable[[], float], kept: Path | None) -> tuple[float, float]:
     """Trains the network, or reads the weights that an earlier call kept.
+
+    Args:
+        network: What is trained.
+        train_it: Trains it, and returns the last loss.
+        kept: Where the weights are kept, or found.
 
     Returns:
         The last loss, and the seconds it took.
@@ -228,7 +231,7 @@ def trained(
         network.load_state_dict(found["network"])
         return found["loss"], found["seconds"]
     started = time.perf_counter()
-    loss = train(network, tokenizer, learn, epochs=epochs, seed=seed)
+    loss = train_it()
     seconds = time.perf_counter() - started
     if kept is not None:
         torch.save({"network": network.state_dict(), "loss": loss, "seconds": seconds}, kept)

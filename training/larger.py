@@ -77,8 +77,8 @@ class LargerNetwork(nn.Module):
         return self.head(pool(hidden, token_type_ids, mask))
 
 
-def learn(network: LargerNetwork, tokenizer: Tokenizer, rows: list[Example], *, seed: int) -> tuple[float, float]:
-    """One pass; returns the mean loss of the last tenth, and the seconds it took."""
+def learn(network: LargerNetwork, tokenizer: Tokenizer, rows: list[Example], *, seed: int) -> float:
+    """One pass; returns the mean loss of the last tenth."""
     count = LAYERS - FROZEN_LAYERS
     rates = [LEARNING_RATE * LAYER_DECAY ** (count - 1 - index) for index in range(count)]
     groups = [{"params": list(part.parameters())} for part in network.learning]
@@ -86,7 +86,7 @@ def learn(network: LargerNetwork, tokenizer: Tokenizer, rows: list[Example], *, 
     network.train()
     for batch in read_passes(tokenizer, rows, 1, seed):
         descent.step(label_loss(network(*batch.given), batch))
-    return descent.last_loss, descent.seconds
+    return descent.last_loss
 
 
 def logits_of(

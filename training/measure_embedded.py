@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rows import Example, read_set
+from rows import Example, read_set, to_conversation
 from sklearn.metrics import average_precision_score
 
 from guardrail.models.embedded import EmbeddedClassifier
 from guardrail.taxonomy import LLAMA_GUARD_2
-from guardrail.verdict import Conversation, Outcome, Role, Verdict
+from guardrail.verdict import Conversation, Outcome, Verdict
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 MARKS = ("<!-- figures -->", "<!-- /figures -->")
@@ -89,11 +89,8 @@ def main() -> None:
     found = {}
     for path in sorted((arguments.data / "dev").glob("*.jsonl")):
         examples = read_set(path)
-        asked = [
-            Conversation.of(e.text, role=Role.ASSISTANT if e.is_assistant else Role.USER, prompt=e.prompt)
-            for e in examples
-        ]
-        found[path.stem] = figures(examples, asyncio.run(classifier.classify(asked)))
+        verdicts = asyncio.run(classifier.classify([to_conversation(row) for row in examples]))
+        found[path.stem] = figures(examples, verdicts)
     milliseconds = asyncio.run(speed_ms(classifier))
     classifier.close()
     print(table(found), f"{milliseconds} ms a message of 60 tokens", sep="\n")

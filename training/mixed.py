@@ -11,7 +11,6 @@ from collections import defaultdict
 
 from rows import Example
 
-SOURCE = "mixed"
 COUNT = 40_000
 MOST_WORDS = 70  # of either row
 THINNED, REPLACED = 0.15, 0.2  # the words that are left out, or taken from the other row
@@ -48,5 +47,5 @@ def mixed(rows: list[Example], seed: int, *, count: int = COUNT) -> list[Example
         way = pick.choice([crossed, crossed, crossed, thinned, replaced])
         text = " ".join(way(words[id(first)], words[id(second)], pick))
         if text:
-            made.append(Example(f"mixed-{number}", SOURCE, text, first.prompt, first.is_assistant, False, None, 0.0))
+            made.append(Example(f"mixed-{number}", "mixed", text, first.prompt, first.is_assistant, False, None, 0.0))
     return made

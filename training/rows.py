@@ -12,6 +12,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
+from guardrail.verdict import Conversation, Role
+
 SEED = 20240517
 CODES = [f"S{number}" for number in range(1, 12)]  # the order of HazardCategory
 # Rows a set may give; the rest of the sets give all they have. Large single-intent sets would drown the others, a
@@ -54,6 +56,11 @@ class Example:
     is_unsafe: bool
     codes: tuple[str, ...] | None
     weight: float = 1.0
+
+
+def to_conversation(row: Example) -> Conversation:
+    """What the runtime's classifier is asked about a row."""
+    return Conversation.of(row.text, role=Role.ASSISTANT if row.is_assistant else Role.USER, prompt=row.prompt)
 
 
 def is_calibration(row_id: str) -> bool:

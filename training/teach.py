@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from distill import write_answers
+from fit import trained
 from graph import encoder_folder, plain_tokenizer
 from larger import WEIGHTS_SHA256, LargerNetwork, learn, logits_of
 from mixed import COUNT, mixed
@@ -50,14 +51,9 @@ def main() -> None:
     tokenizer = plain_tokenizer(encoder_folder() / "tokenizer.json")
     rows = (left_out_rows if arguments.left_out else read_rows)(arguments.data)[0]
     network = LargerNetwork(arguments.encoder, bfloat16=arguments.bfloat16)
-    if arguments.trained is not None and arguments.trained.exists():
-        kept = torch.load(arguments.trained)
-        network.load_state_dict(kept["network"])
-        loss, seconds = kept["loss"], kept["seconds"]
-    else:
-        loss, seconds = learn(network, tokenizer, rows[: arguments.rows], seed=SEED)
-        if arguments.trained is not None:
-            torch.save({"network": network.state_dict(), "loss": loss, "seconds": seconds}, arguments.trained)
+    loss, seconds = trained(
+        network, lambda: learn(network, tokenizer, rows[: arguments.rows], seed=SEED), arguments.trained
+    )
     if arguments.report is not None:
         judged = judged_rows(arguments.data)
         measured = report(logits_of(network, tokenizer, judged, limit=MAX_TEXT_TOKENS), judged, 0.0)

@@ -22,12 +22,11 @@ from answers import answer_examples
 from calibrate import calibrate
 from categories import fit_categories
 from contrast import contrast_examples
-from distill import distilled, read_answers, taught
-from fit import FROZEN_LAYERS, trained, window_of
+from distill import TAUGHT_PASSES, distilled, read_answers, taught
+from fit import FROZEN_LAYERS, train, trained, window_of
 from graph import WEIGHTS_SHA256, bake, encoder_folder, export, plain_tokenizer, raw_logits, read_back
-from mixed import mixed
 from network import SHIPPED_WHOLE_LAYERS, Network, load_network
-from own_lines import read_own_lines
+from own_lines import LATER, read_own_lines
 from rows import CODES, SEED, Example, read_training_sets
 from tokenizers import Tokenizer
 
@@ -43,19 +42,23 @@ def script_hash() -> str:
 def read_rows(data: Path, limit: int | None = None) -> tuple[list[Example], list[Example], dict[str, str]]:
     """Rows to learn from, rows kept out, and the hash of each file."""
     learn, held, hashes = read_training_sets(data / "train", SEED)
-    own, own_held, own_hashes = read_own_lines()
+    own, own_held, own_hashes = read_own_lines(without=LATER)
+    later, later_held, later_hashes = read_own_lines(only=LATER)
     learn += answer_examples(learn, SEED) + contrast_examples(SEED) + own
     held += own_held
     for rows in (learn, held):
         random.Random(SEED).shuffle(rows)
-    return learn[:limit], held[:limit], {**hashes, **{f"own_{name}": value for name, value in own_hashes.items()}}
+    hashes.update({f"own_{name}": value for name, value in {**own_hashes, **later_hashes}.items()})
+    return (learn + later)[:limit], (held + later_held)[:limit], hashes
 
 
 def in_pairs_from(
     teacher: Network, tokenizer: Tokenizer, learn: list[Example], *, epochs: int, kept: Path | None
 ) -> tuple[Network, dict[str, object]]:
     """Trains the teacher of the same size, or reads it, and the network in pairs; returns how that went, too."""
-    teacher_loss, teacher_seconds = trained(teacher, tokenizer, learn, epochs=epochs, seed=SEED, kept=kept)
+    teacher_loss, teacher_seconds = trained(
+        teacher, lambda: train(teacher, tokenizer, learn, epochs=epochs, seed=SEED), kept
+    )
     network, loss, seconds = distilled(teacher, tokenizer, learn, seed=SEED)
     return network, {
         "teacher": {
@@ -81,6 +84,8 @@ def main() -> None:
         help="a folder with a model to go on from, in place of a teacher of its size",
     )
     parser.add_argument("--answers", type=Path, default=None, help="what teach.py wrote: the last thing to learn from")
+    parser.add_argument("--passes", type=int, default=TAUGHT_PASSES, help="with those answers")
+    parser.add_argument("--share", type=float, default=1.0, help="of the rows with an answer that each pass reads")
     parser.add_argument("--out", type=Path, default=repository / "guardrail/models/embedded_data")
     parser.add_argument("--limit", type=int, default=None, help="use this many rows, to try the script out")
     parser.add_argument("--epochs", type=int, default=1)
@@ -104,9 +109,10 @@ def main() -> None:
     if arguments.answers is not None:
         answers, about = read_answers(arguments.answers)
         network.bfloat16 = arguments.bfloat16
-        loss, seconds = taught(network, tokenizer, learn + mixed(learn, SEED), answers, seed=SEED)
+        reading = {"passes": arguments.passes, "share": arguments.share}
+        loss, seconds = taught(network, tokenizer, learn, answers, **reading, seed=SEED)
         steps["larger_teacher"] = {**about, "answers": len(answers)}
-        steps["taught"] = {"final_loss": round(loss, 4), "seconds": round(seconds)}
+        steps["taught"] = {**reading, "final_loss": round(loss, 4), "seconds": round(seconds)}
     arguments.out.mkdir(parents=True, exist_ok=True)
     path = arguments.out / "model.onnx"
     network.bfloat16 = False

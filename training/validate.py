@@ -29,9 +29,8 @@ from calibrate import calibrate
 from categories import fit_categories
 from contrast import contrast_examples
 from distill import distilled, read_answers, taught
-from fit import trained, window_of
+from fit import train, trained, window_of
 from graph import bake, encoder_folder, export, outputs, plain_tokenizer, raw_logits
-from mixed import mixed
 from network import load_network
 from own_lines import read_own_lines
 from rows import CODES, SEED, Example, read_set, read_training_sets
@@ -156,14 +155,14 @@ def main() -> None:
         network = load_network(folder / "model.safetensors")
         print(f"{len(learn)} rows", flush=True)
         loss, _ = trained(
-            network, tokenizer, learn, epochs=arguments.epochs, seed=arguments.seed, kept=arguments.trained
+            network,
+            lambda: train(network, tokenizer, learn, epochs=arguments.epochs, seed=arguments.seed),
+            arguments.trained,
         )
         if arguments.shipped:
             network, loss, _ = distilled(network, tokenizer, learn, seed=arguments.seed)
         if arguments.answers is not None:
-            loss, _ = taught(
-                network, tokenizer, learn + mixed(learn, SEED), read_answers(arguments.answers)[0], seed=arguments.seed
-            )
+            loss, _ = taught(network, tokenizer, learn, read_answers(arguments.answers)[0], seed=arguments.seed)
         with tempfile.TemporaryDirectory() as temporary:
             path = Path(temporary) / "model.onnx"
             export(network, fit_categories(network, tokenizer, learn), path)
