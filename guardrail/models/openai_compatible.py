@@ -25,16 +25,13 @@ server that cuts prompts, or has another tokenizer, gives no verdict.
 **Threads.** A sync client asks from a pool of threads, so any number of event loops share its connections, and closing
 needs none of them.
 
-Logprobs are read in the form of completions (``tokens``, ``top_logprobs``) and in that of chats (``content``), which
-llama.cpp gives. Source: OpenAI API reference, "Create completion"; vLLM and llama.cpp server documentation.
+What comes back is read by :mod:`guardrail.models.completions`. Source: OpenAI API reference, "Create completion"; vLLM
+and llama.cpp server documentation.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import math
-import re
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -53,6 +50,7 @@ from guardrail.errors import (
     Overloaded,
     Unavailable,
 )
+from guardrail.models.completions import UNKNOWN, Answer, AnswerReader, Place
 from guardrail.models.labels import LabelTokens
 from guardrail.models.tokens import LABELS_FROM, LEAST_ANSWER_MASS, MOST_LEAD_TOKENS, WHITE_SPACE, GuardTokenizer
 from guardrail.taxonomy import GuardVersion, code_table
@@ -76,21 +74,6 @@ _DEFAULT_WINDOW = 8192
 # An answer of 50 places with 20 tokens each takes some 60 KB.
 _MOST_BYTES = 4 << 20
 
-# What shares that add up to one may miss or exceed by rounding: servers compute them in float32.
-_ROUNDING = 1e-6
-
-# A logprob above zero by this much is none; below that it is rounding.
-_MOST_LOGPROB = 1e-3
-
-_TOKEN_ID = re.compile(r"token_id:([0-9]{1,9})")
-
-_UNKNOWN = -1
-
-_NO_LOGPROBS = (
-    "no logprobs in the answer, so no probability: vLLM gives them with --max-logprobs 20 (or as many as asked for), "
-    "the llama.cpp server by default; a server whose /v1/completions has none (TGI) cannot be used"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class _Prompt:
@@ -98,32 +81,6 @@ class _Prompt:
 
     tokens: tuple[int, ...]
     text: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """What a server says of one place of its answer.
-
-    Attributes:
-        token: The token it wrote there; -1 where its text is that of several tokens.
-        top: Tokens -> probability, of the most probable ones.
-        bound: The most that a token outside ``top`` can have.
-    """
-
-    token: int
-    top: Mapping[int, float]
-    bound: float
-
-    def share(self, token: int) -> float:
-        return self.top.get(token, self.bound)
-
-
-@dataclass(frozen=True, slots=True)
-class _Answer:
-    """A greedy answer: its text, with ``…`` where it did not end in time, and its places."""
-
-    text: str
-    places: tuple[_Place, ...]
 
 
 class OpenAIGuardModel:
@@ -173,6 +130,7 @@ class OpenAIGuardModel:
         self._most_answer_tokens = len(self._tokens.encode_text("unsafe\n" + ",".join(code_table(version)))) + 4
         self._token_of = self._tokens.tokens_by_text()
         self._check_spelling()
+        self._reader = AnswerReader(self._endpoint.name, self._token_of)
         self._client = httpx.Client(
             headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
             timeout=timeout_s,
@@ -184,7 +142,7 @@ class OpenAIGuardModel:
         self._max_queued = max_queued_requests
         self._closed = threading.Event()
         self._lead: tuple[int, ...] = ()
-        self._safe_id = self._unsafe_id = _UNKNOWN
+        self._safe_id = self._unsafe_id = UNKNOWN
         try:
             self._answers_at_load()
         except BaseException:
@@ -358,7 +316,7 @@ class OpenAIGuardModel:
         return p_unsafe, self._scores(after, p_unsafe, places, is_wanted), answer.text
 
     def _scores(
-        self, prompt: _Prompt, p_unsafe: float, places: Sequence[_Place], is_wanted: Callable[[], bool]
+        self, prompt: _Prompt, p_unsafe: float, places: Sequence[Place], is_wanted: Callable[[], bool]
     ) -> dict[str, float]:
         written = [place.token for place in places]
         told = []
@@ -374,7 +332,7 @@ class OpenAIGuardModel:
                     branch = self._then(prompt, (*written[:at], token))
                     answer = self._ask(branch, most_tokens=1, is_wanted=is_wanted)
                     # Without a place it would have ended there.
-                    following = answer.places[0] if answer.places else _Place(_UNKNOWN, {}, 0.0)
+                    following = answer.places[0] if answer.places else Place(UNKNOWN, {}, 0.0)
                 share_after[token] = {token_after: following.share(token_after) for token_after in nexts}
             share = {token: place.share(token) for token in self._labels.tokens}
             told.append(self._labels.at_place(share, share_after))
@@ -409,7 +367,7 @@ class OpenAIGuardModel:
                 raise ConfigurationError(f"{self.source} cannot be used as a guard model: {exc}") from exc
             lead: list[int] = []
             for place in places[:MOST_LEAD_TOKENS]:
-                if place.token in (_UNKNOWN, *self._tokens.special_ids):
+                if place.token in (UNKNOWN, *self._tokens.special_ids):
                     break
                 if self._tokens.decode([place.token]).strip(WHITE_SPACE):
                     break
@@ -417,7 +375,7 @@ class OpenAIGuardModel:
             leads.add(tuple(lead))
             top = places[len(lead)].top if len(lead) < len(places) else {}
             held = {pair: sum(top.get(token, 0.0) for token in pair) for pair in self._tokens.answer_pairs()}
-            pair, mass = max(held.items(), key=lambda entry: entry[1], default=((_UNKNOWN, _UNKNOWN), 0.0))
+            pair, mass = max(held.items(), key=lambda entry: entry[1], default=((UNKNOWN, UNKNOWN), 0.0))
             if mass < LEAST_ANSWER_MASS:
                 raise ConfigurationError(
                     f"{self.source} does not answer as a guard model: 'safe' and 'unsafe' hold {mass:.3f} of the "
@@ -429,7 +387,7 @@ class OpenAIGuardModel:
                     f"{self._endpoint.name} gives {len(top)} of {self._top_logprobs} logprobs at a place, and two are "
                     "needed to compare 'safe' with 'unsafe'; vLLM: --max-logprobs"
                 )
-            if self._safe_id not in (_UNKNOWN, pair[0]):
+            if self._safe_id not in (UNKNOWN, pair[0]):
                 raise ConfigurationError(f"{self.source} begins its answers differently for prompts and responses")
             self._safe_id, self._unsafe_id = pair
         if len(leads) != 1:
@@ -438,7 +396,7 @@ class OpenAIGuardModel:
 
     # One request.
 
-    def _ask(self, prompt: _Prompt, *, most_tokens: int, is_wanted: Callable[[], bool] = lambda: True) -> _Answer:
+    def _ask(self, prompt: _Prompt, *, most_tokens: int, is_wanted: Callable[[], bool] = lambda: True) -> Answer:
         """Asks the server for a greedy answer.
 
         Raises:
@@ -463,7 +421,7 @@ class OpenAIGuardModel:
             if exc.may_pass:
                 raise Unavailable(str(exc)) from exc
             raise ClassificationError(f"{exc}; {_advice(exc.status)}") from exc
-        return self._read(content, len(prompt.tokens))
+        return self._reader.read(content, len(prompt.tokens))
 
     def _as_text(self, prompt: _Prompt) -> str:
         """Returns a prompt's text once it is sure that a server reads our tokens in it."""
@@ -503,85 +461,6 @@ class OpenAIGuardModel:
             if time.monotonic() - started > self._timeout_s:  # httpx bounds the wait for each part alone
                 raise UpstreamError(f"{self._endpoint.name} gave no whole answer within {self._timeout_s:g} s")
         return bytes(content)
-
-    def _read(self, content: bytes, prompt_tokens: int) -> _Answer:
-        """Reads an answer; what is wrong with it is said without quoting it."""
-        name = self._endpoint.name
-        try:
-            answer: Any = json.loads(content)
-        except (ValueError, RecursionError):
-            # The cause would carry the text.
-            raise ClassificationError(
-                f"{name} answered {len(content)} bytes that are not JSON; is it a completions API?"
-            ) from None
-        choices = answer.get("choices") if isinstance(answer, dict) else None
-        if not isinstance(choices, list) or len(choices) != 1 or not isinstance(choices[0], dict):
-            count = len(choices) if isinstance(choices, list) else "no list"
-            raise ClassificationError(f"expected one choice from {name}, got {count}")
-        choice = choices[0]
-        text, reason = choice.get("text"), choice.get("finish_reason")
-        if not isinstance(text, str):
-            raise ClassificationError(f"expected text in choices[0].text from {name}, got {type(text).__name__}")
-        if reason not in ("stop", "length"):
-            raise ClassificationError(f"expected an answer that ended by itself or by its length from {name}")
-        usage = answer.get("usage")
-        counted = usage.get("prompt_tokens") if isinstance(usage, dict) else None
-        if counted is not None and counted != prompt_tokens:
-            raise ClassificationError(
-                f"{name} did not read the {prompt_tokens} tokens that it was sent: it counts other ones; it cuts "
-                "prompts, or its tokenizer is another one"
-            )
-        return _Answer(text + ("…" if reason == "length" else ""), tuple(self._places(choice.get("logprobs"))))
-
-    def _places(self, logprobs: object) -> list[_Place]:
-        """Reads logprobs in either form: that of completions, or that of chats."""
-        rows: list[tuple[object, object]]
-        if isinstance(logprobs, dict) and isinstance(content := logprobs.get("content"), list):
-            rows = [(row, row.get("top_logprobs")) if isinstance(row, dict) else (None, None) for row in content]
-        elif (
-            isinstance(logprobs, dict)
-            and isinstance(tokens := logprobs.get("tokens"), list)
-            and isinstance(tops := logprobs.get("top_logprobs"), list)
-            and len(tokens) == len(tops)
-        ):
-            rows = list(zip(tokens, tops, strict=True))
-        else:
-            raise ClassificationError(f"{self._endpoint.name}: {_NO_LOGPROBS}")
-        return [self._place(written, top) for written, top in rows]
-
-    def _place(self, written: object, top: object) -> _Place:
-        if isinstance(top, dict):
-            entries: list[tuple[object, object]] = list(top.items())
-        elif isinstance(top, list):
-            entries = [(entry, entry.get("logprob") if isinstance(entry, dict) else None) for entry in top]
-        else:
-            entries = []
-        if not entries:
-            raise ClassificationError(f"{self._endpoint.name}: {_NO_LOGPROBS}")
-        shares = [(self._token(token), self._share(logprob)) for token, logprob in entries]
-        left = max(1.0 - sum(share for _, share in shares), 0.0) + _ROUNDING
-        bound = min(left, min(share for _, share in shares))
-        return _Place(self._token(written), {token: share for token, share in shares if token != _UNKNOWN}, bound)
-
-    def _token(self, given: object) -> int:
-        """Reads a token: by its number where the server gives it, else by its text."""
-        if isinstance(given, dict):
-            number = given.get("id")
-            if isinstance(number, int) and not isinstance(number, bool):
-                return number
-            given = given.get("token")
-        if not isinstance(given, str):
-            raise ClassificationError(f"expected tokens as text in the logprobs of {self._endpoint.name}")
-        if match := _TOKEN_ID.fullmatch(given):  # vLLM's return_tokens_as_token_ids
-            return int(match[1])
-        return self._token_of.get(given, _UNKNOWN)
-
-    def _share(self, logprob: object) -> float:
-        """Reads a logprob as a probability."""
-        number = float(logprob) if isinstance(logprob, (int, float)) and not isinstance(logprob, bool) else math.nan
-        if not number <= _MOST_LOGPROB:  # written so that what is no number is refused
-            raise ClassificationError(f"expected logprobs of at most 0 from {self._endpoint.name}, got another value")
-        return math.exp(min(number, 0.0))
 
 
 def _advice(status: int | None) -> str:
