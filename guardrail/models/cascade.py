@@ -3,7 +3,7 @@
 ::
 
     conversation ─▶ first stage ─┬─ p < low        ─▶ its verdict: safe
-                                 ├─ low <= p <= high ─▶ guard's verdict
+                                 ├─ low <= p <= high, or not read ─▶ guard's verdict
                                  └─ p > high       ─▶ its verdict: unsafe
 
 ``p`` is the first stage's ``unsafe_probability``, and ``0 <= low <= 0.5 <= high <= 1``: below one half the first stage
@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 
 from guardrail.errors import ClassificationError, ConfigurationError
 from guardrail.protocols import HazardClassifier
-from guardrail.verdict import Conversation, Source, Timing, Verdict
+from guardrail.verdict import Conversation, Outcome, Source, Timing, Verdict
 
 __all__ = ["CascadeCalls", "CascadeClassifier"]
 
@@ -85,7 +85,7 @@ class CascadeClassifier:
             Unavailable: If the guard is closed or lost.
         """
         verdicts = _matched(await self._first.classify(conversations), conversations, self._first)
-        unsure = [i for i, verdict in enumerate(verdicts) if self._low <= _probability(verdict) <= self._high]
+        unsure = [i for i, verdict in enumerate(verdicts) if self._is_unsure(verdict)]
         asked = [conversations[i] for i in unsure]
         answers = _matched(await self._guard.classify(asked), asked, self._guard) if asked else []
         joined = [self._decided_first(verdict) for verdict in verdicts]
@@ -102,13 +102,18 @@ class CascadeClassifier:
             if close is not None:
                 close()
 
+    def _is_unsure(self, verdict: Verdict) -> bool:
+        return verdict.outcome is Outcome.UNVERIFIED or self._low <= _probability(verdict) <= self._high
+
     def _decided_first(self, verdict: Verdict) -> Verdict:
         side = f"below {self._low:g}" if _probability(verdict) < self._low else f"above {self._high:g}"
         note = f"cascade: {verdict.source} decided, {side}; {self._guard.source} was not asked"
         return replace(verdict, detail=_noted(note, verdict.detail))
 
     def _decided_by_guard(self, first: Verdict, answer: Verdict) -> Verdict:
-        note = f"cascade: {answer.source} decided; {first.source} was unsure at {_probability(first):.3f}"
+        is_unread = first.outcome is Outcome.UNVERIFIED
+        why = "could not read it" if is_unread else f"was unsure at {_probability(first):.3f}"
+        note = f"cascade: {answer.source} decided; {first.source} {why}"
         timing = Timing(
             first.timing.queue_ms + answer.timing.queue_ms, first.timing.compute_ms + answer.timing.compute_ms
         )

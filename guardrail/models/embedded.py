@@ -18,6 +18,9 @@ tensor, so a verdict would otherwise depend on what else is in the batch. Window
 A text with letters in disguise is judged twice, as it stands and as it reads (:mod:`~guardrail.models.disguise`); the
 riskier verdict counts.
 
+A window most of whose tokens are unknown, in a text whose letters account for them (Thai, much of Chinese), was not
+read: unless it is unsafe, it is ``UNVERIFIED`` (promise 1).
+
 Source: ``training/train_embedded.py``; the artefact's figures are in ``embedded_data/MODEL_CARD.md``.
 """
 
@@ -47,6 +50,7 @@ from guardrail.verdict import Conversation, Outcome, Role, Source, Timing, Verdi
 
 __all__ = ["EmbeddedClassifier"]
 
+UNKNOWN_ID = 100
 CLS_ID = 101
 SEP_ID = 102
 MAX_TEXT_TOKENS = 192
@@ -58,7 +62,7 @@ INPUT_FORM = (
     "after a user message: [CLS]0 context0 [SEP]0 text1 [SEP]1; "
     f"context: last {MAX_CONTEXT_TOKENS}; windows: {MAX_TEXT_TOKENS} overlapping by {OVERLAP_TOKENS}; riskiest"
 )
-READINGS = "; as it stands, and without disguises"
+READINGS = "; as it stands, and without disguises; unread where most tokens are unknown"
 UNSAFE_THRESHOLD = 0.5
 TOP_CATEGORY_THRESHOLD = 0.2
 # `encode` holds the GIL, about 1 ms for 2000 characters; `encode_batch_fast` releases it, but wakes a pool of its own.
@@ -88,6 +92,7 @@ class _Prepared:
         readings: Token ids of the judged message, at least one, and of its form without disguises, where it has one.
         context: Token ids of the user message before it, None where there is none or it is not used.
         is_assistant: Who wrote the judged message.
+        is_foreign: Whether it has letters that would account for its unknown tokens, which symbols have as well.
         detail: What was left out of the context.
         tokenise_ms: How long the tokens took.
     """
@@ -95,6 +100,7 @@ class _Prepared:
     readings: list[list[int]]
     context: list[int] | None
     is_assistant: bool
+    is_foreign: bool
     detail: str
     tokenise_ms: float
 
@@ -238,7 +244,8 @@ class EmbeddedClassifier:
                 context = whole[-MAX_CONTEXT_TOKENS:]
                 if len(whole) > len(context):
                     detail = f"the first {len(whole) - len(context)} of {len(whole)} context tokens were left out"
-        return _Prepared(readings, context, is_assistant, detail, _ms_since(started))
+        is_foreign = _is_foreign(judged.content, text)
+        return _Prepared(readings, context, is_assistant, is_foreign, detail, _ms_since(started))
 
     def _begin(self, conversation: Conversation, submitted: float) -> tuple[_Prepared, Verdict]:
         """Prepares a conversation and judges its first window, which for most is the only one; runs in the pool."""
@@ -269,14 +276,17 @@ class EmbeddedClassifier:
         if not np.isfinite(output).all():
             raise ClassificationError(f"the embedded model gave no finite score on a window of {len(text)} tokens")
         compute_ms = _ms_since(began) + tokenise_ms
-        return self._verdict(probabilities, item.detail, Timing(queue_ms, compute_ms))
+        unknown = text.count(UNKNOWN_ID)
+        is_read = not item.is_foreign or 2 * unknown <= len(text)
+        detail = item.detail if is_read else f"{unknown} of {len(text)} tokens are of a script the model cannot read"
+        return self._verdict(probabilities, is_read, detail, Timing(queue_ms, compute_ms))
 
-    def _verdict(self, probabilities: Sequence[float], detail: str, timing: Timing) -> Verdict:
+    def _verdict(self, probabilities: Sequence[float], is_read: bool, detail: str, timing: Timing) -> Verdict:
         unsafe_probability, *rest = probabilities
         scores = dict(zip(HazardCategory, rest, strict=True))
         is_unsafe = unsafe_probability >= UNSAFE_THRESHOLD
         return Verdict(
-            Outcome.UNSAFE if is_unsafe else Outcome.SAFE,
+            Outcome.UNSAFE if is_unsafe else Outcome.SAFE if is_read else Outcome.UNVERIFIED,
             self._source,
             scores=scores,
             categories=_named(scores) if is_unsafe else (),
@@ -284,6 +294,12 @@ class EmbeddedClassifier:
             detail=detail,
             timing=timing,
         )
+
+
+def _is_foreign(text: str, tokens: Sequence[int]) -> bool:
+    """Whether there are unknown tokens and at least as many letters that are not ASCII: emoji are no letters."""
+    unknown = tokens.count(UNKNOWN_ID)
+    return unknown > 0 and sum(c.isalpha() and not c.isascii() for c in text) >= unknown
 
 
 def _named(scores: dict[HazardCategory, float]) -> tuple[HazardCategory, ...]:

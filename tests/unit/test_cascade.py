@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -65,6 +66,21 @@ class TestClassify:
         assert [verdict.outcome.value for verdict in verdicts] == ["safe", "unsafe", "safe", "safe", "unsafe", "unsafe"]
         assert cascade.calls == CascadeCalls(judged=6, asked=4)
         assert cascade.calls.saved == 2
+
+    async def test_a_text_that_was_not_read_goes_to_the_guard(self) -> None:
+        """Whatever score it has: it is none."""
+
+        class Unread(ScoreClassifier):
+            def _judge(self, p: float) -> Verdict:
+                return replace(super()._judge(p), outcome=Outcome.UNVERIFIED)
+
+        guard = RecordingGuard()
+        verdicts = await CascadeClassifier(Unread(), guard, low=0.2, high=0.8).classify(
+            texts("0.01 badword", "0.9 fine")
+        )
+        assert guard.asked == ["0.01 badword", "0.9 fine"]
+        assert [verdict.outcome.value for verdict in verdicts] == ["unsafe", "safe"]
+        assert "could not read it" in verdicts[0].detail
 
     async def test_a_verdict_says_which_stage_decided(self) -> None:
         """The source is the one that decided; the detail names both, and keeps what the stage itself noted."""
