@@ -68,6 +68,7 @@ def taught(
     *,
     passes: int = TAUGHT_PASSES,
     share: float = 1.0,
+    rate: float = LEARNING_RATE,
     seed: int,
 ) -> tuple[float, float]:
     """Goes on with the larger encoder's answers to the rows, and to texts between them.
@@ -77,6 +78,7 @@ def taught(
         passes: How often it reads the rows.
         share: Of the rows that have an answer, the part that a pass reads, each another one. Lines of our own that have
             none are read in every pass.
+        rate: The highest learning rate.
 
     Returns:
         The mean loss of the last tenth, and the seconds it took.
@@ -87,7 +89,7 @@ def taught(
     answer_of = {id(row): answers[name_of(row)] for row in answered}
     pick = random.Random(seed)
     parts = [unanswered + pick.sample(answered, round(share * len(answered))) for _ in range(passes)]
-    descent = _descent_of(student, parts[0], passes)
+    descent = _descent_of(student, parts[0], passes, rate)
     for number, part in enumerate(parts):
         for batch in read_passes(tokenizer, part, 1, seed + number):
             rows = zip(batch.rows, batch.wanted.numpy(), strict=True)
@@ -104,7 +106,7 @@ def _with_own_labels(answers: Tensor, batch: Batch, share: float) -> Tensor:
     return mixed
 
 
-def _descent_of(student: Network, examples: list[Example], passes: int) -> Descent:
+def _descent_of(student: Network, examples: list[Example], passes: int, rate: float = LEARNING_RATE) -> Descent:
     """Makes all but the word vectors and what is added to them learn."""
     for part in (student.words, student.places, student.kinds, student.norm):
         part.requires_grad_(False)
@@ -112,7 +114,7 @@ def _descent_of(student: Network, examples: list[Example], passes: int) -> Desce
         layer.dropout.p = DROPOUT
     student.train()
     learned = [p for p in student.parameters() if p.requires_grad]
-    return Descent([{"params": learned}], [LEARNING_RATE], step_count(examples, passes))
+    return Descent([{"params": learned}], [rate], step_count(examples, passes))
 
 
 def _loss(logits: Tensor, batch: Batch, answers: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ FOLDER = Path(__file__).parent / "contrast_data"
 WEIGHT = 1.6  # they alone show the same topic, in the same style, on both sides
 LATER = frozenset(
     {
-        *("tongues_asia", "tongues_east", "tongues_north", "tongues_romance"),
+        *("tongues_asia", "tongues_east", "tongues_north", "tongues_plain", "tongues_romance"),
         *("intent_behaviours", "intent_consoles", "intent_dejected", "intent_everyone", "intent_frames"),
         *("intent_helpful", "intent_rebuffs", "intent_spelling", "intent_stances", "intent_streetchat"),
         *("intent_thin", "intent_wronged"),

@@ -22,7 +22,7 @@ from answers import answer_examples
 from calibrate import calibrate
 from categories import fit_categories
 from contrast import contrast_examples
-from distill import TAUGHT_PASSES, distilled, read_answers, taught
+from distill import LEARNING_RATE, TAUGHT_PASSES, distilled, read_answers, taught
 from fit import FROZEN_LAYERS, train, trained, window_of
 from graph import WEIGHTS_SHA256, bake, encoder_folder, export, plain_tokenizer, raw_logits, read_back
 from network import SHIPPED_WHOLE_LAYERS, Network, load_network
@@ -86,6 +86,7 @@ def main() -> None:
     parser.add_argument("--answers", type=Path, default=None, help="what teach.py wrote: the last thing to learn from")
     parser.add_argument("--passes", type=int, default=TAUGHT_PASSES, help="with those answers")
     parser.add_argument("--share", type=float, default=1.0, help="of the rows with an answer that each pass reads")
+    parser.add_argument("--rate", type=float, default=LEARNING_RATE, help="the highest learning rate with them")
     parser.add_argument("--out", type=Path, default=repository / "guardrail/models/embedded_data")
     parser.add_argument("--limit", type=int, default=None, help="use this many rows, to try the script out")
     parser.add_argument("--epochs", type=int, default=1)
@@ -109,7 +110,7 @@ def main() -> None:
     if arguments.answers is not None:
         answers, about = read_answers(arguments.answers)
         network.bfloat16 = arguments.bfloat16
-        reading = {"passes": arguments.passes, "share": arguments.share}
+        reading = {"passes": arguments.passes, "share": arguments.share, "rate": arguments.rate}
         loss, seconds = taught(network, tokenizer, learn, answers, **reading, seed=SEED)
         steps["larger_teacher"] = {**about, "answers": len(answers)}
         steps["taught"] = {**reading, "final_loss": round(loss, 4), "seconds": round(seconds)}
