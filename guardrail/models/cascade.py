@@ -88,9 +88,11 @@ class CascadeClassifier:
         unsure = [i for i, verdict in enumerate(verdicts) if self._is_unsure(verdict)]
         asked = [conversations[i] for i in unsure]
         answers = _matched(await self._guard.classify(asked), asked, self._guard) if asked else []
-        joined = [self._decided_first(verdict) for verdict in verdicts]
-        for i, answer in zip(unsure, answers, strict=True):
-            joined[i] = self._decided_by_guard(verdicts[i], answer)
+        answer_of = dict(zip(unsure, answers, strict=True))
+        joined = [
+            self._decided_by_guard(verdict, answer_of[i]) if i in answer_of else self._decided_first(verdict)
+            for i, verdict in enumerate(verdicts)
+        ]
         with self._calls_lock:
             self._calls = CascadeCalls(self._calls.judged + len(joined), self._calls.asked + len(unsure))
         return joined

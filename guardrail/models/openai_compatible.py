@@ -128,9 +128,9 @@ class OpenAIGuardModel:
         self._parameters = dict(parameters)
         self._labels = LabelTokens.find(self._tokens.encode_text, list(code_table(version)), source=str(source))
         self._most_answer_tokens = len(self._tokens.encode_text("unsafe\n" + ",".join(code_table(version)))) + 4
-        self._token_of = self._tokens.tokens_by_text()
-        self._check_spelling()
-        self._reader = AnswerReader(self._endpoint.name, self._token_of)
+        token_of = self._tokens.tokens_by_text()
+        self._check_spelling(token_of)
+        self._reader = AnswerReader(self._endpoint.name, token_of)
         self._client = httpx.Client(
             headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
             timeout=timeout_s,
@@ -345,13 +345,13 @@ class OpenAIGuardModel:
 
     # Load.
 
-    def _check_spelling(self) -> None:
+    def _check_spelling(self, token_of: Mapping[str, int]) -> None:
         """Holds that the tokens to be read are told by their text, which is all that most servers give."""
         labels = self._labels
         needed = {token for pair in self._tokens.answer_pairs() for token in pair}
         needed |= {*labels.first, *labels.later, *labels.tokens}
         needed |= {token for nexts in labels.branches.values() for token in nexts}
-        if unclear := [token for token in needed if self._token_of.get(self._tokens.decode([token])) != token]:
+        if unclear := [token for token in needed if token_of.get(self._tokens.decode([token])) != token]:
             raise ConfigurationError(
                 f"{self.source} has {len(unclear)} tokens of answers whose text other tokens have too; servers name "
                 "tokens by their text, so this tokenizer is not supported"

@@ -169,26 +169,26 @@ class TestHygiene:
         with pytest.raises(ClassificationError, match="none of the message's 20 characters"):
             await judge(classifier, "\U000e0041" * 20)
 
-
-class TestContext:
     @pytest.mark.parametrize("text", ["สวัสดีครับ วันนี้อากาศดีมาก", "你会推荐哪些适合初学者的烹饪书籍?"])
     async def test_letters_that_it_cannot_read_are_unverified(self, classifier: EmbeddedClassifier, text: str) -> None:
-        (verdict,) = await classifier.classify([Conversation.of(text)])
+        verdict = await judge(classifier, text)
         assert verdict.outcome is Outcome.UNVERIFIED
         assert "cannot read" in verdict.detail
 
     async def test_a_part_that_it_cannot_read_is_enough(self, classifier: EmbeddedClassifier) -> None:
         text = "The train leaves at noon from the old station. " * 40 + "สวัสดีครับ วันนี้อากาศดีมาก " * 100
-        (verdict,) = await classifier.classify([Conversation.of(text)])
+        verdict = await judge(classifier, text)
         assert verdict.outcome is Outcome.UNVERIFIED
 
     @pytest.mark.parametrize(
         "text", ["👍👍🎉", "🎉🎉🎉🎉 café, à bientôt", "∑ ≠ ∞", "Wo finde ich ein gutes Café in Köln?"]
     )
     async def test_symbols_and_accents_are_no_such_letters(self, classifier: EmbeddedClassifier, text: str) -> None:
-        (verdict,) = await classifier.classify([Conversation.of(text)])
+        verdict = await judge(classifier, text)
         assert verdict.outcome is not Outcome.UNVERIFIED
 
+
+class TestContext:
     async def test_prompt_changes_the_verdict_on_an_answer(self, classifier: EmbeddedClassifier) -> None:
         """An answer is read after its question; system and tool messages are not read at all."""
         answer = "Sure, here is how."
